@@ -1,0 +1,1 @@
+//! Black-box suites: the real program, real gRPC, a real kernel.

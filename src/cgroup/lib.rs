@@ -1,0 +1,1 @@
+//! Cgroups v1, v2 and systemd behind one type.

@@ -1,0 +1,1 @@
+//! The client verbs, over gRPC only.

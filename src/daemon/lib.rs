@@ -1,0 +1,1 @@
+//! pinnace serve: the CRI server.

@@ -1,0 +1,1 @@
+//! Plan, monitor and init: what runs beside and becomes a container.

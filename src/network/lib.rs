@@ -1,0 +1,1 @@
+//! Pod networks: namespaces, bridge, addresses, host ports.

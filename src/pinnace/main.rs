@@ -1,0 +1,2 @@
+//! A Kubernetes container runtime in one program.
+fn main() {}

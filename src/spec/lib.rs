@@ -1,0 +1,1 @@
+//! OCI runtime spec: defaults, users, and lowering to a launch plan.

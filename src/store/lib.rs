@@ -1,0 +1,1 @@
+//! Content, layers, snapshots and images on disk.

@@ -1,0 +1,1 @@
+//! Every unsafe block: system calls that no safe crate offers.

@@ -1,1 +1,4 @@
 //! Plan, monitor and init: what runs beside and becomes a container.
+
+pub mod plan;
+pub mod protocol;

@@ -1,1 +1,4 @@
 //! Every unsafe block: system calls that no safe crate offers.
+
+pub mod bpf;
+pub mod seccomp;

@@ -1,1 +1,44 @@
 //! The client verbs, over gRPC only.
+//!
+//! A verb is a subcommand of the program: its flags, what it asks the daemon, and how it prints the answer. Verbs know
+//! the CRI and nothing of the daemon's insides, so each of them works against any CRI runtime's socket.
+
+mod client;
+mod info;
+
+use std::io;
+
+use clap::Subcommand;
+
+pub use client::Target;
+
+/// What a user can ask for.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Print the versions of this program and of the daemon
+    Version(Target),
+    /// Print the state and the features of the daemon
+    Info(Target),
+}
+
+impl Verb {
+    /// Does it.
+    pub fn run(self) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let result = runtime.block_on(async {
+            match self {
+                Verb::Version(target) => info::version(&target).await,
+                Verb::Info(target) => info::info(&target).await,
+            }
+        });
+        match result {
+            // `pinnace info | head -1`: whoever reads has enough.
+            Err(error) if is_broken_pipe(&error) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

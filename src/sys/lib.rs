@@ -1,4 +1,5 @@
 //! Every unsafe block: system calls that no safe crate offers.
 
+pub mod activation;
 pub mod bpf;
 pub mod seccomp;

@@ -1,0 +1,192 @@
+//! Every key once: its name, type, default, parser and documentation.
+
+use std::fmt::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::document::Document;
+use super::values::*;
+
+/// A section as data, for the reference and for spelling hints.
+#[derive(Debug)]
+pub struct Section {
+    /// The word in brackets.
+    pub name: &'static str,
+    /// What the section is about, a line per element.
+    pub doc: &'static [&'static str],
+    /// Its keys in the order of the reference.
+    pub keys: &'static [Key],
+}
+
+/// A key as data.
+#[derive(Debug)]
+pub struct Key {
+    /// The word before the equals sign.
+    pub name: &'static str,
+    /// The default as TOML text.
+    pub default: &'static str,
+    /// What it does, a line per element.
+    pub doc: &'static [&'static str],
+}
+
+/// Makes, for every section, the struct with its fields, the function that reads it from a document, and the table
+/// from which the reference is written. A field is `/// doc`, `name: Type = "default as TOML text", parser;`.
+macro_rules! sections {
+    ($(
+        $(#[doc = $section_doc:literal])+
+        [$section:literal] $struct:ident {
+            $(
+                $(#[doc = $doc:literal])+
+                $field:ident: $type:ty = $default:literal, $parser:expr;
+            )+
+        }
+    )+) => {
+        $(
+            $(#[doc = $section_doc])+
+            #[derive(Debug, Clone, PartialEq)]
+            #[non_exhaustive]
+            pub struct $struct {
+                $( $(#[doc = $doc])+ pub $field: $type, )+
+            }
+
+            impl $struct {
+                pub(super) fn read(document: &mut Document<'_>) -> $struct {
+                    $struct { $( $field: document.take($section, stringify!($field), $default, $parser), )+ }
+                }
+            }
+        )+
+
+        /// All sections in the order of the reference.
+        pub(super) const SECTIONS: &[Section] = &[$(
+            Section {
+                name: $section,
+                doc: &[$($section_doc),+],
+                keys: &[$( Key { name: stringify!($field), default: $default, doc: &[$($doc),+] }, )+],
+            },
+        )+];
+    };
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+sections! {
+    /// The daemon itself: where it keeps what, and what it says.
+    ["daemon"] Daemon {
+        /// Images, layers and the writable layers of containers. Must survive a reboot, and be on a file system that
+        /// can be the upper layer of an overlay. Flag: --root.
+        root: PathBuf = r#""/var/lib/pinnace""#, path;
+        /// Records of running pods, namespaces and sockets of monitors. Must be emptied by a reboot. Flag: --run.
+        run: PathBuf = r#""/run/pinnace""#, path;
+        /// The unix socket of the CRI. Empty: pinnace.sock in `run`. A socket that systemd passes in wins.
+        /// Flag: --socket.
+        socket: Option<PathBuf> = r#""""#, path_or_empty;
+        /// off, error, warn, info, debug or trace; or filters by part, "info,pinnace_pull=debug". Flag: --log-level.
+        log_level: String = r#""info""#, log_level;
+        /// How the log is written to standard error: "text", "json", or "auto", which is text, without time stamps
+        /// where the journal reads it.
+        log_format: LogFormat = r#""auto""#, log_format;
+        /// On SIGTERM, how long operations that are under way may take to end. Containers are not stopped.
+        drain_timeout: Duration = r#""10s""#, |v| duration(v, Duration::ZERO..=10 * MINUTE);
+    }
+
+    /// Images: how they are fetched and stored.
+    ["image"] Image {
+        /// How new layers are stored: "tar-erofs" (the tar itself, mounted; needs Linux 6.12), "directory" (unpacked),
+        /// or "auto", the first where a self-test at start finds that it works. Layers of both forms can be mixed.
+        layer_form: LayerForm = r#""auto""#, layer_form;
+        /// How many layers are fetched at the same time, over all pulls.
+        max_parallel_downloads: u32 = "6", |v| integer(v, 1..=64);
+        /// How much memory all pulls together may use for data between network and disk.
+        pull_memory: u64 = r#""64MiB""#, |v| bytes(v, 8 * MIB..=16 * GIB);
+        /// A pull that receives no byte for this long is given up, and resumed or tried elsewhere.
+        stall_timeout: Duration = r#""60s""#, |v| duration(v, SECOND..=HOUR);
+        /// Where mirrors, certificates and CAs of registries are configured: HOST/hosts.toml, HOST/*.crt, HOST/*.cert,
+        /// as containerd and Docker read them. For each host the first directory that has it is used.
+        registry_config_dirs: Vec<PathBuf> = r#"["/etc/pinnace/certs.d", "/etc/containerd/certs.d"]"#, paths;
+        /// Hosts, with their port if it is not the usual one, whose certificate is not checked and that may answer
+        /// over plain HTTP. Loopback hosts are always allowed plain HTTP.
+        insecure_registries: Vec<String> = "[]", hosts;
+        /// References in full ("registry.k8s.io/pause:3.10"), or beginnings of references ("registry.k8s.io/*"), that
+        /// the kubelet is told never to collect.
+        pinned_images: Vec<PinnedImage> = "[]", pinned_images;
+    }
+
+    /// The built-in network: a bridge on this machine, addresses from the subnets, no plugin to install.
+    ["network"] Network {
+        /// The bridge. It is made when the first pod needs it.
+        bridge: String = r#""pinnace0""#, interface;
+        /// Addresses of pods; the bridge has the first one. Empty: no IPv4.
+        ipv4_subnet: Option<Subnet<Ipv4Addr>> = r#""10.88.0.0/16""#, ipv4_subnet;
+        /// The same for IPv6. Empty: no IPv6.
+        ipv6_subnet: Option<Subnet<Ipv6Addr>> = r#""fd00:88::/64""#, ipv6_subnet;
+        /// MTU of the bridge and of pods. 0: that of the interface with the default route.
+        mtu: u32 = "0", |v| match integer(v, 0..=65_535)? {
+            low @ 1..1_280 => Err(format!("must be 0 or at least 1280, which IPv6 needs, not {low}")),
+            mtu => Ok(mtu),
+        };
+        /// Whether pods reach the world under the address of this machine.
+        ip_masq: bool = "true", boolean;
+        /// Whether host ports of pods are served.
+        host_ports: bool = "true", boolean;
+        /// How many network namespaces are kept ready for pods to come.
+        pool_size: u32 = "8", |v| integer(v, 0..=256);
+    }
+
+    /// Containers: what holds where neither the pod nor the image says otherwise.
+    ["container"] Container {
+        /// Who makes cgroups: "cgroupfs", "systemd", or "auto", systemd where it runs this machine. The kubelet asks
+        /// for it and follows.
+        cgroup_driver: CgroupDriver = r#""auto""#, cgroup_driver;
+        /// Where pods go that name no parent: a path for cgroupfs, a slice (or a path, which becomes one) for systemd.
+        cgroup_parent: String = r#""/pinnace""#, cgroup_parent;
+        /// Limits of processes: "nofile=1024:524288" (soft:hard), "core=0", "memlock=unlimited". What is not listed is
+        /// what the daemon itself has.
+        rlimits: Vec<Rlimit> = r#"["nofile=1024:524288"]"#, rlimits;
+        /// The mask that a container's process starts with.
+        umask: u32 = r#""0022""#, umask;
+        /// The seccomp profile that RuntimeDefault means: "builtin", or a file in the JSON form of the OCI spec.
+        seccomp_default: SeccompDefault = r#""builtin""#, seccomp_default;
+        /// Size of /dev/shm, which the containers of a pod share.
+        shm_size: u64 = r#""64MiB""#, |v| bytes(v, 4 * KIB..=64 * GIB);
+        /// Longer lines of output are split in the log, with the mark that the CRI has for that.
+        max_log_line: u64 = r#""16KiB""#, |v| bytes(v, KIB..=4 * MIB);
+        /// When a pod is stopped whose containers still run: how long they have after their stop signal.
+        pod_stop_grace: Duration = r#""0s""#, |v| duration(v, Duration::ZERO..=MINUTE);
+        /// How long a killed process may take to be gone before the stop is reported as failed, to be tried again.
+        kill_timeout: Duration = r#""20s""#, |v| duration(v, SECOND..=10 * MINUTE);
+        /// After the process of an ExecSync has ended: how long output of what it left running is still collected.
+        exec_drain_timeout: Duration = r#""500ms""#, |v| duration(v, Duration::ZERO..=MINUTE);
+    }
+}
+
+/// Every key with its default and what it does, as a configuration file in which nothing is set.
+#[must_use]
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Configuration of pinnace. Every key is here with its default; uncomment what you change.\n\
+         # Times: \"250ms\", \"30s\", \"2m\", \"1h\". Sizes: \"64KiB\", \"32MiB\", \"1GiB\". Check: pinnace serve --check-config\n",
+    );
+    for section in SECTIONS {
+        text.push('\n');
+        comment(&mut text, section.doc);
+        let _ = writeln!(text, "[{}]", section.name);
+        for key in section.keys {
+            text.push('\n');
+            comment(&mut text, key.doc);
+            let _ = writeln!(text, "#{} = {}", key.name, key.default);
+        }
+    }
+    text
+}
+
+fn comment(text: &mut String, doc: &[&str]) {
+    for line in doc {
+        let _ = writeln!(text, "#{line}");
+    }
+}

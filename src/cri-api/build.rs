@@ -3,12 +3,20 @@
 use std::error::Error;
 use std::path::Path;
 
-use prost::Message as _;
+use protox::Compiler;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println_cargo("rerun-if-changed=../../proto/api.proto");
-    let mut descriptors = protox::compile(["api.proto"], ["../../proto"])?;
 
+    let mut compiler = Compiler::new(["../../proto"])?;
+    compiler.include_imports(true).open_file("api.proto")?;
+
+    // Encoded by the compiler itself: prost's own descriptor types drop options they do not know.
+    // The comments stay out; at run time they would only be weight.
+    let out = std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?;
+    std::fs::write(Path::new(&out).join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+
+    compiler.include_source_info(true);
     tonic_prost_build::configure()
         // A method this program does not know yet answers Unimplemented, which kubelet and crictl understand.
         .generate_default_stubs(true)
@@ -16,14 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".runtime.v1.ExecSyncResponse")
         // Holds passwords; lib.rs has a Debug that does not print them.
         .skip_debug([".runtime.v1.AuthConfig"])
-        .compile_fds(descriptors.clone())?;
-
-    // The comments became documentation above; at run time they would only be weight.
-    for file in &mut descriptors.file {
-        file.source_code_info = None;
-    }
-    let out = std::env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?;
-    std::fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }
 

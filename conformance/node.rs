@@ -1,0 +1,241 @@
+//! A node for one test: a world with a registry and the daemon in it, and the kubelet's side of the work.
+
+use std::fmt::Debug;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinnace_cri_api::v1::{ContainerConfig, PodSandboxConfig};
+
+use crate::cri::{Answer, Cri, container_config, pod_config};
+use crate::daemon::Daemon;
+use crate::images::{Layout, catalog};
+use crate::leak::{Ledger, Scope};
+use crate::registry::{PLAIN, Registry};
+use crate::skip;
+use crate::world::World;
+
+/// How long things that may be taken down after the answer may take.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// A node. Fields are dropped in this order: the world goes last.
+#[derive(Debug)]
+pub struct Node {
+    /// The client.
+    pub cri: Cri,
+    /// The program.
+    pub daemon: Daemon,
+    /// The registry of the world.
+    pub registry: Registry,
+    /// The images that can be pushed to it.
+    pub images: Layout,
+    /// The machine.
+    pub world: Arc<World>,
+}
+
+/// A pod with one started container.
+#[derive(Clone, Debug)]
+pub struct Running {
+    /// Id of the sandbox.
+    pub pod: String,
+    /// Id of the container.
+    pub container: String,
+    /// Its log.
+    pub log: PathBuf,
+}
+
+impl Node {
+    /// Starts one with the default configuration; where that is impossible says so, and the test is skipped.
+    pub fn start() -> Option<Node> {
+        Node::start_with("")
+    }
+
+    /// Starts one; `config` is TOML that follows the configuration all tests need.
+    pub fn start_with(config: &str) -> Option<Node> {
+        let world = match World::new() {
+            Ok(world) => Arc::new(world),
+            Err(reason) => {
+                skip(std::thread::current().name().unwrap_or("test"), &reason);
+                return None;
+            }
+        };
+        let registry = Registry::start(world.clone());
+        let daemon = Daemon::start(world.clone(), &(Node::config(&world) + config));
+        let cri = Cri::new(&daemon.socket);
+        Some(Node { cri, daemon, registry, images: catalog::layout(), world })
+    }
+
+    /// What every test needs, as TOML whose last section is `[container]`.
+    pub fn config(world: &World) -> String {
+        let certs = world.dir().join("certs.d");
+        format!(
+            "[daemon]\nlog_level = \"debug\"\nlog_format = \"text\"\n\
+             [image]\nregistry_config_dirs = [{certs:?}]\n\
+             [network]\npool_size = 2\n\
+             [container]\ncgroup_driver = \"cgroupfs\"\n",
+        )
+    }
+
+    /// Pushes an image of the catalogue to the plain registry; the reference under which it can be pulled.
+    pub fn push(&self, name: &str) -> String {
+        self.registry.push(&self.images, name, name, "1");
+        format!("{PLAIN}/{name}:1")
+    }
+
+    /// Pushes and pulls an image of the catalogue; its id.
+    pub async fn image(&self, name: &str) -> String {
+        let reference = self.push(name);
+        self.cri.pull(&reference).await.unwrap_or_else(|status| panic!("pull {reference}: {status:?}"))
+    }
+
+    /// A pod of the kubelet, which has made the pod's log directory and cgroup by then.
+    pub fn pod(&self, name: &str) -> PodSandboxConfig {
+        let config = pod_config(name, &self.logs());
+        self.make_log_directory(Path::new(&config.log_directory));
+        let parent = config.linux.as_ref().map(|linux| linux.cgroup_parent.as_str()).unwrap_or_default();
+        for cgroup in self.world.cgroups() {
+            let mut dir = cgroup.dir.clone();
+            for part in parent.split('/').filter(|part| !part.is_empty()) {
+                make_cgroup(&dir, part, cgroup.v1_options.is_empty());
+                dir.push(part);
+            }
+        }
+        config
+    }
+
+    /// A container of the kubelet, which has made its log directory by then.
+    pub fn container(
+        &self,
+        pod: &PodSandboxConfig,
+        name: &str,
+        image: &str,
+        command: &[&str],
+    ) -> ContainerConfig {
+        self.make_log_directory(&Path::new(&pod.log_directory).join(name));
+        container_config(name, image, command)
+    }
+
+    /// Where a container's log will be.
+    pub fn log_path(&self, pod: &PodSandboxConfig, container: &ContainerConfig) -> PathBuf {
+        Path::new(&pod.log_directory).join(&container.log_path)
+    }
+
+    /// Runs a pod with one container.
+    pub async fn run(&self, pod: &PodSandboxConfig, container: &ContainerConfig) -> Answer<Running> {
+        let id = self.cri.run_pod(pod).await?;
+        self.run_in(&id, pod, container).await
+    }
+
+    /// Runs a container in a pod that is there.
+    pub async fn run_in(
+        &self,
+        id: &str,
+        pod: &PodSandboxConfig,
+        container: &ContainerConfig,
+    ) -> Answer<Running> {
+        let created = self.cri.create(id, pod, container).await?;
+        self.cri.start(&created).await?;
+        Ok(Running { pod: id.into(), container: created, log: self.log_path(pod, container) })
+    }
+
+    /// Runs a pod with one busybox container that runs a shell script.
+    pub async fn run_script(&self, name: &str, script: &str) -> Running {
+        let image = self.image("busybox").await;
+        let pod = self.pod(name);
+        let container = self.container(&pod, "main", &image, &["sh", "-euc", script]);
+        self.run(&pod, &container).await.unwrap_or_else(|status| panic!("run {name}: {status:?}"))
+    }
+
+    /// Stops and removes a pod.
+    pub async fn remove(&self, pod: &str) {
+        self.cri.stop_pod(pod).await.unwrap_or_else(|status| panic!("StopPodSandbox: {status:?}"));
+        self.cri.remove_pod(pod).await.unwrap_or_else(|status| panic!("RemovePodSandbox: {status:?}"));
+    }
+
+    /// What the node holds now, once everything is there that the first pod brings: a pod was run and removed.
+    pub async fn baseline(&self) -> Ledger {
+        let first = self.run_script("baseline", "exit 0").await;
+        self.cri.exited(&first.container).await;
+        self.remove(&first.pod).await;
+        self.remove_pod_cgroups();
+        // Until two counts agree, the first pod is still being taken down.
+        let mut ledger = Ledger::take(&self.scope());
+        while let Err(difference) = ledger.settled(&self.scope(), Duration::ZERO) {
+            assert!(difference.lines().count() < 1000, "{difference}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            ledger = Ledger::take(&self.scope());
+        }
+        ledger
+    }
+
+    /// Fails unless the node holds what it held before.
+    pub fn assert_nothing_left(&self, before: &Ledger) {
+        self.remove_pod_cgroups();
+        if let Err(difference) = before.settled(&self.scope(), SETTLE) {
+            panic!("left behind:\n{difference}");
+        }
+    }
+
+    /// Fails unless a call failed with a code and a text that names its subject.
+    pub fn assert_fails<T: Debug>(&self, answer: Answer<T>, code: tonic::Code, subject: &str) {
+        let (got, text) = crate::cri::failure(answer);
+        assert_eq!(got, code, "{text}");
+        assert!(text.contains(subject), "{subject:?} is not named in {text:?}");
+    }
+
+    /// What is counted: everything, with the store and the state of the daemon.
+    pub fn scope(&self) -> Scope<'_> {
+        Scope {
+            world: &self.world,
+            daemon: Some(self.daemon.process().pid),
+            places: vec![self.daemon.root.clone(), self.daemon.run.clone()],
+            except: Vec::new(),
+        }
+    }
+
+    /// Where the kubelet has the logs of pods.
+    pub fn logs(&self) -> PathBuf {
+        self.world.dir().join("logs")
+    }
+
+    /// What the kubelet does after its pods are gone: a cgroup that is not empty stays, and shows.
+    fn remove_pod_cgroups(&self) {
+        for cgroup in self.world.cgroups() {
+            for parent in ["kubepods/besteffort", "kubepods"] {
+                let dir = cgroup.dir.join(parent);
+                let pods = fs::read_dir(&dir).into_iter().flatten().flatten();
+                for pod in pods.filter(|entry| entry.file_name().to_string_lossy().starts_with("pod")) {
+                    let _ = fs::remove_dir(pod.path());
+                }
+                let _ = fs::remove_dir(&dir);
+            }
+        }
+    }
+
+    fn make_log_directory(&self, path: &Path) {
+        fs::create_dir_all(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
+}
+
+/// Makes a cgroup as the kubelet does, with everything its parent may use.
+fn make_cgroup(parent: &Path, name: &str, v2: bool) {
+    let dir = parent.join(name);
+    if dir.exists() {
+        return;
+    }
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+    if v2 {
+        for controller in read(parent.join("cgroup.controllers")).split_whitespace() {
+            let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+    }
+    fs::create_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if !v2 && dir.join(file).exists() {
+            let value = read(parent.join(file));
+            fs::write(dir.join(file), value.trim())
+                .unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        }
+    }
+}

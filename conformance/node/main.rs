@@ -1,0 +1,2 @@
+//! The node: the real program driven as the kubelet drives it.
+fn main() {}

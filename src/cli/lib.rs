@@ -5,12 +5,15 @@
 
 mod client;
 mod info;
+mod quickstart;
 
 use std::io;
 
 use clap::Subcommand;
 
 pub use client::Target;
+pub use quickstart::Quickstart;
+pub use quickstart::inside::Inside;
 
 /// What a user can ask for.
 #[derive(Debug, Subcommand)]
@@ -19,6 +22,11 @@ pub enum Verb {
     Version(Target),
     /// Print the state and the features of the daemon
     Info(Target),
+    /// Run a container from nothing: private daemon, image of this program, pod, page, log, exec, clean-up
+    Quickstart(Quickstart),
+    /// What runs in the container of `quickstart`
+    #[command(hide = true, subcommand)]
+    QuickstartInside(Inside),
 }
 
 impl Verb {
@@ -29,6 +37,8 @@ impl Verb {
             match self {
                 Verb::Version(target) => info::version(&target).await,
                 Verb::Info(target) => info::info(&target).await,
+                Verb::Quickstart(quickstart) => quickstart.run().await,
+                Verb::QuickstartInside(inside) => inside.run().await,
             }
         });
         match result {

@@ -2,4 +2,9 @@
 
 pub mod activation;
 pub mod bpf;
+pub mod netlink;
 pub mod seccomp;
+
+fn last_errno() -> rustix::io::Errno {
+    rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(rustix::io::Errno::IO)
+}

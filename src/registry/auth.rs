@@ -128,6 +128,11 @@ impl Auth {
         self.server.as_deref().is_none_or(|server| canonical(server) == canonical(registry))
     }
 
+    /// Whether the secret says what server it is for.
+    pub(crate) fn is_bound(&self) -> bool {
+        self.server.is_some()
+    }
+
     pub(crate) fn secret(&self) -> &Secret {
         &self.secret
     }

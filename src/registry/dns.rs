@@ -24,10 +24,13 @@ const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
 type Stamp = [Option<SystemTime>; FILES.len()];
 
+/// A resolver and the state of the files that it was made from.
+type Current = (Stamp, Arc<TokioResolver>);
+
 /// The node's resolver.
 #[derive(Clone, Default)]
 pub(crate) struct Dns {
-    current: Arc<Mutex<Option<(Stamp, Arc<TokioResolver>)>>>,
+    current: Arc<Mutex<Option<Current>>>,
 }
 
 impl Dns {

@@ -181,9 +181,9 @@ pub enum Problem {
     #[error("content has digest {actual}, not {expected}")]
     Digest {
         /// What was asked for.
-        expected: Digest,
+        expected: Box<Digest>,
         /// What came.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// The length is not what the descriptor says.
     #[error("content has {actual} bytes, not {expected}")]
@@ -251,6 +251,10 @@ impl Error {
 }
 
 impl Problem {
+    pub(crate) fn digest(expected: Digest, actual: Digest) -> Self {
+        Self::Digest { expected: Box::new(expected), actual: Box::new(actual) }
+    }
+
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Self::Status { status, .. } => match status {

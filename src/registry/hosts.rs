@@ -72,6 +72,9 @@ pub enum Error {
         /// What was looked for.
         expected: &'static str,
     },
+    /// Every configured server is restricted to something else.
+    #[error("no configured server has the capability to pull or resolve")]
+    Incapable,
     /// The registry's name does not make a URL.
     #[error("{0:?} is not a registry host")]
     Host(String),

@@ -183,7 +183,7 @@ pub enum Document {
     /// Many images.
     Index(Index),
     /// One image.
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 #[derive(Deserialize)]
@@ -229,7 +229,7 @@ impl Document {
             }
             (None, Some(config), Some(layers)) => {
                 let count = layers.len();
-                (Self::Manifest(Manifest { config, layers }), Kind::Manifest, count)
+                (Self::Manifest(Box::new(Manifest { config, layers })), Kind::Manifest, count)
             }
             (Some(_), _, _) => return Err(Error::Ambiguous("both an index and a manifest")),
             (None, _, _) => return Err(Error::Ambiguous("neither an index nor a manifest")),

@@ -44,7 +44,7 @@ impl Platform {
                 && part.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         };
-        if !parts.iter().all(|part| well_formed(&part)) {
+        if !parts.iter().all(well_formed) {
             return None;
         }
         let (os, name, variant) = match parts.as_slice() {
@@ -138,6 +138,12 @@ impl Platform {
         self.accepted()
             .iter()
             .position(|(name, variant)| *name == other.architecture && *variant == other.variant)
+    }
+
+    /// Whether this machine's processor runs images for `other`.
+    pub(crate) fn runs(&self, other: &Self) -> bool {
+        let other = other.normalised();
+        self.accepted().iter().any(|(name, _)| *name == other.architecture)
     }
 
     /// Chooses from an index; nothing if no entry suits.

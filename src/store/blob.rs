@@ -1,0 +1,43 @@
+//! Manifests, indexes and configs, by digest.
+//!
+//! They are verified on the way in and on the way out, so a file that a power cut has torn is the
+//! same as no file.
+
+use crate::Inner;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::layer::file_name;
+
+/// The size that the image and distribution specifications set for manifests.
+pub const MAX_BLOB_BYTES: usize = 4 << 20;
+
+impl Inner {
+    pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        if bytes.len() > MAX_BLOB_BYTES {
+            return Err(Error::BlobTooLarge { digest: *digest, size: bytes.len(), limit: MAX_BLOB_BYTES });
+        }
+        let actual = digest.same_algorithm_of(bytes);
+        if actual != *digest {
+            return Err(Error::DigestMismatch { expected: Box::new(*digest), actual: Box::new(actual) });
+        }
+        if self.state().blobs.contains_key(digest) {
+            return Ok(());
+        }
+        self.blobs.replace(&file_name(digest), bytes, self.options.flush())?;
+        self.state().blobs.insert(*digest, bytes.len() as u64);
+        Ok(())
+    }
+
+    pub(crate) fn blob(&self, digest: &Digest) -> Result<Vec<u8>> {
+        let bytes = self.blobs.read(&file_name(digest), MAX_BLOB_BYTES as u64)?;
+        let bytes = bytes.ok_or(Error::BlobNotFound(*digest))?;
+        if digest.same_algorithm_of(&bytes) != *digest {
+            // Torn by a power cut: gone, so that the next pull brings it back.
+            tracing::warn!(%digest, "removing a damaged blob");
+            self.state().blobs.remove(digest);
+            self.blobs.remove_file(&file_name(digest))?;
+            return Err(Error::BlobNotFound(*digest));
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,177 @@
+//! Collection: what nothing refers to goes away.
+//!
+//! Roots are images, snapshots and leases. A layer or blob that no root reaches is taken out of
+//! the index and moved to `trash/` while the index is locked, then unlinked; nobody can find it in
+//! between. Layer mounts end first, or the kernel would keep the blocks.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::Inner;
+use crate::digest::{DiffId, Digest};
+use crate::dir::unique;
+use crate::error::{Error, Result};
+use crate::image::ImageRecord;
+use crate::layer::{Layer, LayerForm, file_name};
+use crate::usage::Usage;
+
+/// What a collection has removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Layers removed.
+    pub layers: u64,
+    /// Manifests, indexes and configs removed.
+    pub blobs: u64,
+    /// Space and inodes given back.
+    pub freed: Usage,
+}
+
+/// What a collection looks at.
+pub(crate) enum Scope<'a> {
+    /// Everything in the store.
+    All,
+    /// What one removed image referred to.
+    Image(&'a ImageRecord),
+}
+
+impl Inner {
+    pub(crate) fn collect(&self, scope: &Scope<'_>) -> Result<Collected> {
+        let mut collected = Collected::default();
+        let mut trash = Vec::new();
+        let mut state = self.state();
+        let mut layers: HashSet<DiffId> = HashSet::new();
+        let mut blobs: HashSet<Digest> = HashSet::new();
+        for image in state.images.iter() {
+            layers.extend(&image.layers);
+            blobs.extend(image.manifests.iter().map(|manifest| manifest.digest));
+            blobs.insert(*image.id.digest());
+        }
+        for snapshot in state.snapshots.values() {
+            layers.extend(&snapshot.layers);
+        }
+        for held in state.leases.values() {
+            layers.extend(&held.layers);
+            blobs.extend(&held.blobs);
+        }
+        let (mut dead_layers, mut dead_blobs): (Vec<DiffId>, Vec<Digest>) = match scope {
+            Scope::All => (state.layers.keys().copied().collect(), state.blobs.keys().copied().collect()),
+            Scope::Image(image) => (
+                image.layers.clone(),
+                image.manifests.iter().map(|m| m.digest).chain([*image.id.digest()]).collect(),
+            ),
+        };
+        dead_layers.retain(|layer| !layers.contains(layer));
+        dead_blobs.retain(|blob| !blobs.contains(blob));
+        let mut first_error = None;
+        for diff_id in dead_layers {
+            let Some(layer) = state.layers.remove(&diff_id) else { continue };
+            for blob in layer.blobs.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
+                state.layers_by_blob.remove(blob);
+            }
+            match self.discard_layer(&layer) {
+                Ok(name) => {
+                    trash.push(name);
+                    collected.layers += 1;
+                    collected.freed += Usage { bytes: layer.info.disk_bytes, inodes: layer.info.disk_inodes };
+                }
+                Err(error) => drop(first_error.get_or_insert(error)),
+            }
+        }
+        for digest in dead_blobs {
+            let Some(size) = state.blobs.remove(&digest) else { continue };
+            match self.blobs.remove_file(&file_name(&digest)) {
+                Ok(_) => {
+                    collected.blobs += 1;
+                    collected.freed += Usage { bytes: size, inodes: 1 };
+                }
+                Err(error) => drop(first_error.get_or_insert(error)),
+            }
+        }
+        if matches!(scope, Scope::All) {
+            let used = state.snapshots.values().filter_map(|snapshot| snapshot.fixup.clone()).collect();
+            if let Err(error) = self.discard_fixups(&used, &mut trash) {
+                first_error.get_or_insert(error);
+            }
+        }
+        drop(state);
+        for name in trash {
+            if let Err(error) = self.trash.remove_tree(&name) {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(collected), Err)
+    }
+
+    /// Ends the mount of a layer and moves its directory to the trash; answers its name there.
+    fn discard_layer(&self, layer: &Arc<Layer>) -> Result<String> {
+        let name = file_name(layer.info.diff_id.digest());
+        self.release_layer(layer)?;
+        self.run_layers.remove_file(&name)?;
+        let doomed = unique();
+        self.layers.rename(&name, &self.trash, &doomed)?;
+        Ok(doomed)
+    }
+
+    /// Ends the mount of a layer, if there is one.
+    pub(crate) fn release_layer(&self, layer: &Layer) -> Result<()> {
+        let mut root = layer.root.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *root = None;
+        if layer.info.form == LayerForm::TarErofs
+            && let Some(mounts) = self.mounts_if_open()?
+        {
+            mounts.detach(&file_name(layer.info.diff_id.digest()))?;
+        }
+        Ok(())
+    }
+
+    /// Moves the directories of chains that no snapshot uses to the trash.
+    fn discard_fixups(&self, used: &HashSet<String>, trash: &mut Vec<String>) -> Result<()> {
+        let mut known = self.fixups.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        known.retain(|name, _| used.contains(name));
+        for name in self.chains.names()? {
+            if !used.contains(&name) {
+                let doomed = unique();
+                self.chains.rename(&name, &self.trash, &doomed)?;
+                trash.push(doomed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Releases the mounts of layers that no snapshot uses; answers how many.
+    pub(crate) fn release_idle(&self) -> Result<usize> {
+        let Some(mounts) = self.mounts_if_open()? else { return Ok(0) };
+        let state = self.state();
+        let used: HashSet<String> = state
+            .snapshots
+            .values()
+            .flat_map(|snapshot| snapshot.layers.iter())
+            .map(|layer| file_name(layer.digest()))
+            .collect();
+        let mut released = 0;
+        for name in mounts.names()? {
+            if used.contains(&name) {
+                continue;
+            }
+            let diff_id = crate::layer::parse_file_name(&name).map(DiffId::new);
+            if let Some(layer) = diff_id.and_then(|diff_id| state.layers.get(&diff_id)) {
+                let mut root = layer.root.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                *root = None;
+            }
+            mounts.detach(&name)?;
+            released += 1;
+        }
+        Ok(released)
+    }
+
+    pub(crate) fn check_space(&self) -> Result<()> {
+        let stat = rustix::fs::fstatvfs(&self.root)
+            .map_err(Error::io("look at the file system of", self.root.path()))?;
+        let free_bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let reserve_bytes = self.options.limits.reserve_bytes;
+        if free_bytes < reserve_bytes {
+            return Err(Error::NoSpace { root: self.root.path().to_owned(), free_bytes, reserve_bytes });
+        }
+        Ok(())
+    }
+}

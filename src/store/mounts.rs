@@ -1,0 +1,331 @@
+//! Mounts of EROFS layers: one superblock per layer and node, whoever uses it.
+//!
+//! Every mount of the same files makes a superblock with a page cache of its own, so a layer is
+//! mounted once and every container gets that one. The mounts are kept in a mount namespace that
+//! holds nothing else and that outlives this process:
+//!
+//! ```text
+//! run/mounts          the namespace, pinned: a bind mount of its file, the only trace in the
+//!                     host's mount table
+//! └ / (tmpfs)
+//!   ├ sha256-<hex>/   a layer
+//!   └ sha256-<hex>/
+//! ```
+//!
+//! Only a thread of its own ever is in that namespace. It hands out clones that are attached
+//! nowhere (open_tree(2) with OPEN_TREE_CLONE); those can be lower layers of overlayfs or be
+//! attached elsewhere.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
+};
+
+use crate::dir::Dir;
+use crate::error::{Error, Result};
+
+const PIN: &str = "mounts";
+/// NSFS_MAGIC of include/uapi/linux/magic.h.
+const NSFS: u64 = 0x6e73_6673;
+const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE
+    .union(OpenTreeFlags::OPEN_TREE_CLOEXEC)
+    .union(OpenTreeFlags::AT_EMPTY_PATH);
+
+/// The thread that is in the private mount namespace.
+#[derive(Debug)]
+pub(crate) struct Mounts {
+    requests: Option<SyncSender<Request>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+type Answer<T> = SyncSender<Result<T>>;
+
+enum Request {
+    /// A clone of the mount of that name, if there is one.
+    Clone {
+        name: String,
+        answer: Answer<Option<OwnedFd>>,
+    },
+    /// Attaches a mount under that name and answers a clone.
+    Attach {
+        name: String,
+        mount: OwnedFd,
+        answer: Answer<OwnedFd>,
+    },
+    /// Lets go of the mount of that name, if there is one.
+    Detach {
+        name: String,
+        answer: Answer<()>,
+    },
+    List {
+        answer: Answer<Vec<String>>,
+    },
+}
+
+impl Mounts {
+    /// Enters the namespace pinned under `run`, or makes and pins one.
+    pub(crate) fn open(run: &Dir) -> Result<Self> {
+        let pinned = pinned(run)?;
+        let fresh = pinned.is_none();
+        let (requests, inbox) = sync_channel(16);
+        let (ready, entered) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("store-mounts".to_owned())
+            .spawn(move || match enter(pinned) {
+                Ok((root, namespace)) => {
+                    // The receiver waits below; if it is gone, so is the need for this thread.
+                    if ready.send(Ok(namespace)).is_ok() {
+                        serve(&root, &inbox);
+                    }
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            })
+            .map_err(|source| Error::Io { op: "start a thread for", path: run.entry(PIN), source })?;
+        let mounts = Self { requests: Some(requests), thread: Some(thread) };
+        let namespace = entered.recv().map_err(|_| Error::MountThread)??;
+        if fresh {
+            pin(run, namespace.as_fd())?;
+        }
+        Ok(mounts)
+    }
+
+    pub(crate) fn clone_of(&self, name: &str) -> Result<Option<OwnedFd>> {
+        self.ask(|answer| Request::Clone { name: name.to_owned(), answer })
+    }
+
+    pub(crate) fn attach(&self, name: &str, mount: OwnedFd) -> Result<OwnedFd> {
+        self.ask(|answer| Request::Attach { name: name.to_owned(), mount, answer })
+    }
+
+    pub(crate) fn detach(&self, name: &str) -> Result<()> {
+        self.ask(|answer| Request::Detach { name: name.to_owned(), answer })
+    }
+
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        self.ask(|answer| Request::List { answer })
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T> {
+        let (answer, reply) = sync_channel(1);
+        let requests = self.requests.as_ref().ok_or(Error::MountThread)?;
+        requests.send(request(answer)).map_err(|_| Error::MountThread)?;
+        reply.recv().map_err(|_| Error::MountThread)?
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the mount thread panicked");
+        }
+    }
+}
+
+/// Whether a namespace is pinned under `run`.
+pub(crate) fn is_pinned(run: &Dir) -> Result<bool> {
+    pinned(run).map(|namespace| namespace.is_some())
+}
+
+/// Removes the pin under `run`. Layers that a container uses stay mounted until it ends.
+pub(crate) fn unpin(run: &Dir) -> Result<()> {
+    if pinned(run)?.is_some() {
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        mount::unmount(pin_path(run), flags).map_err(Error::io("unmount", run.entry(PIN)))?;
+    }
+    run.remove_file(PIN).map(drop)
+}
+
+/// The pin by way of the run directory's descriptor: the text is short and cannot be led astray.
+fn pin_path(run: &Dir) -> String {
+    format!("/proc/self/fd/{}/{PIN}", run.as_fd().as_raw_fd())
+}
+
+fn pinned(run: &Dir) -> Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let fd = match fs::openat(run, PIN, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(Error::io("open", run.entry(PIN))(errno)),
+    };
+    let stat = fs::fstatfs(&fd).map_err(Error::io("look at", run.entry(PIN)))?;
+    let kind = u64::try_from(stat.f_type).unwrap_or(0);
+    Ok((kind == NSFS).then_some(fd))
+}
+
+fn pin(run: &Dir, namespace: BorrowedFd<'_>) -> Result<()> {
+    if !run.contains(PIN)? {
+        run.create_file(PIN)?;
+    }
+    // A namespace file can be cloned like a directory (a bind mount), and attached to a file.
+    let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    mount::mount_bind(&source, pin_path(run)).map_err(Error::io("pin the mount namespace at", run.entry(PIN)))
+}
+
+/// Runs on the thread: into the pinned namespace, or into a new one without anything in it.
+fn enter(pinned: Option<OwnedFd>) -> Result<(OwnedFd, OwnedFd)> {
+    let fault = |step| move |errno: nix::Error| namespace_fault(step)(Errno::from_raw_os_error(errno as i32));
+    // Root and working directory become this thread's own; setns(2) asks for that.
+    unshare(CloneFlags::CLONE_FS).map_err(fault("unshare(CLONE_FS)"))?;
+    let namespace = match pinned {
+        Some(namespace) => {
+            setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(fault("setns"))?;
+            namespace
+        }
+        None => {
+            unshare(CloneFlags::CLONE_NEWNS).map_err(fault("unshare(CLONE_NEWNS)"))?;
+            let namespace = open_own_namespace().map_err(namespace_fault("open the new namespace"))?;
+            empty_the_namespace()?;
+            namespace
+        }
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = fs::open("/", flags, Mode::empty()).map_err(namespace_fault("open the root"))?;
+    Ok((root, namespace))
+}
+
+fn open_own_namespace() -> Result<OwnedFd, Errno> {
+    fs::open("/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Replaces the copy of the host's mounts, which would keep them all alive, by an empty tmpfs.
+fn empty_the_namespace() -> Result<()> {
+    let recursive = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount::mount_change("/", recursive).map_err(namespace_fault("make the namespace private"))?;
+    let context =
+        mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(namespace_fault("fsopen tmpfs"))?;
+    mount::fsconfig_set_string(&context, "mode", "0700").map_err(namespace_fault("set up tmpfs"))?;
+    mount::fsconfig_create(&context).map_err(namespace_fault("create tmpfs"))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let tmpfs = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(namespace_fault("mount tmpfs"))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    mount::move_mount(&tmpfs, "", fs::CWD, "/", flags).map_err(namespace_fault("attach tmpfs"))?;
+    // pivot_root(2), "pivot_root(".", ".")": the old root ends up above the new one.
+    rustix::process::fchdir(&tmpfs).map_err(namespace_fault("change to tmpfs"))?;
+    rustix::process::pivot_root(".", ".").map_err(namespace_fault("pivot_root"))?;
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    mount::unmount(".", flags).map_err(namespace_fault("unmount the old root"))?;
+    rustix::process::chdir("/").map_err(namespace_fault("change to the root"))
+}
+
+fn namespace_fault(step: &'static str) -> impl FnOnce(Errno) -> Error {
+    mount_fault(step, "the layer mount namespace")
+}
+
+pub(crate) fn mount_fault(step: &'static str, subject: &str) -> impl FnOnce(Errno) -> Error {
+    let subject = subject.to_owned();
+    move |errno| Error::Mount { step, subject, kernel: String::new(), source: errno.into() }
+}
+
+fn serve(root: &OwnedFd, inbox: &Receiver<Request>) {
+    // An answer that nobody waits for any more is dropped; a mount in it ends with that.
+    while let Ok(request) = inbox.recv() {
+        match request {
+            Request::Clone { name, answer } => drop(answer.send(clone(root, &name))),
+            Request::Attach { name, mount, answer } => drop(answer.send(attach(root, &name, &mount))),
+            Request::Detach { name, answer } => drop(answer.send(detach(root, &name))),
+            Request::List { answer } => drop(answer.send(names(root))),
+        }
+    }
+}
+
+fn clone(root: &OwnedFd, name: &str) -> Result<Option<OwnedFd>> {
+    let place =
+        match fs::openat(root, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(place) => place,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(mount_fault("open", name)(errno)),
+        };
+    // Without a mount on it, the directory is what an interrupted attach has left.
+    let (own, above) = (mount_id(place.as_fd()), mount_id(root.as_fd()));
+    if own.map_err(mount_fault("statx", name))? == above.map_err(mount_fault("statx", name))? {
+        return Ok(None);
+    }
+    mount::open_tree(&place, "", CLONE).map(Some).map_err(mount_fault("open_tree", name))
+}
+
+fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+    fs::statx(fd, "", flags, fs::StatxFlags::MNT_ID).map(|stat| stat.stx_mnt_id)
+}
+
+fn attach(root: &OwnedFd, name: &str, mount: &OwnedFd) -> Result<OwnedFd> {
+    match fs::mkdirat(root, name, Mode::from_raw_mode(0o700)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => return Err(mount_fault("mkdir", name)(errno)),
+    }
+    mount::move_mount(mount, "", root, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(mount_fault("move_mount", name))?;
+    clone(root, name)?.ok_or(Error::MountThread)
+}
+
+fn detach(root: &OwnedFd, name: &str) -> Result<()> {
+    // The thread's root is this namespace's, and the name has no slash.
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    match mount::unmount(format!("/{name}"), flags) {
+        Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+        Err(errno) => return Err(mount_fault("unmount", name)(errno)),
+    }
+    match fs::unlinkat(root, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(mount_fault("rmdir", name)(errno)),
+    }
+}
+
+fn names(root: &OwnedFd) -> Result<Vec<String>> {
+    let entries = crate::dir::list(root.as_fd()).map_err(mount_fault("list", "/"))?;
+    Ok(entries.into_iter().filter_map(|(name, _)| name.into_string().ok()).collect())
+}
+
+/// Mounts a layer from its two files; the mount is attached nowhere yet.
+pub(crate) fn mount_erofs(subject: &str, meta: &File, tar: &File) -> Result<OwnedFd> {
+    let context =
+        mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(mount_fault("fsopen erofs", subject))?;
+    // Paths are limited to 255 bytes here; the magic links of our own descriptors are short.
+    let path = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+    let step =
+        |step, result: Result<(), Errno>| result.map_err(context_fault(step, subject, context.as_fd()));
+    step("set source", mount::fsconfig_set_string(&context, "source", path(meta)))?;
+    step("set device", mount::fsconfig_set_string(&context, "device", path(tar)))?;
+    step("set ro", mount::fsconfig_set_flag(&context, "ro"))?;
+    step("create erofs", mount::fsconfig_create(&context))?;
+    mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
+        .map_err(mount_fault("fsmount", subject))
+}
+
+/// An error together with what the kernel says about it on the context descriptor.
+pub(crate) fn context_fault<'a>(
+    step: &'static str,
+    subject: &'a str,
+    context: BorrowedFd<'a>,
+) -> impl FnOnce(Errno) -> Error + 'a {
+    move |errno| {
+        let mut kernel = Vec::new();
+        let mut buffer = [0; 512];
+        // One message per read(2); ENODATA ends the list.
+        while let Ok(count) = rustix::io::read(context, &mut buffer) {
+            if count == 0 || kernel.len() > 4096 {
+                break;
+            }
+            if !kernel.is_empty() {
+                kernel.extend(b"; ");
+            }
+            kernel.extend(buffer[..count].trim_ascii_end());
+        }
+        let kernel = String::from_utf8_lossy(&kernel).into_owned();
+        Error::Mount { step, subject: subject.to_owned(), kernel, source: errno.into() }
+    }
+}

@@ -1,0 +1,395 @@
+//! Snapshots: the file system of one container, made of a chain of layers and a writable layer.
+//!
+//! ```text
+//! snapshots/<key>/
+//!   snapshot.json   the chain
+//!   upper/          what the container wrote, in overlayfs form; not in a view
+//!   work/           overlayfs's own
+//! ```
+//!
+//! [`Store::prepare`](crate::Store::prepare) makes an active snapshot, [`Store::view`](crate::Store::view)
+//! one without writable layer; [`Store::mount`](crate::Store::mount) answers a mount that is attached
+//! nowhere, as often as asked. Nothing here is flushed: a container does not survive a boot.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, PoisonError};
+
+use rustix::fs::{self, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::chain::Stack;
+use crate::digest::DiffId;
+use crate::dir::{Dir, Flush, unique};
+use crate::error::{Error, Result};
+use crate::layer::ingest::Work;
+use crate::layer::{Layer, LayerForm, META, TAR, TREE, file_name};
+use crate::overlay::{self, MAX_LOWERS, Overlay, Upper};
+use crate::usage::{self, Usage};
+use crate::{Inner, mounts};
+
+const RECORD: &str = "snapshot.json";
+const RECORD_BYTES: u64 = 1 << 20;
+const RECORD_VERSION: u32 = 1;
+const UPPER: &str = "upper";
+const SCRATCH: &str = "work";
+const MAX_KEY: usize = 128;
+
+/// Whether a snapshot has a writable layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotKind {
+    /// It has one.
+    Active,
+    /// It has none.
+    View,
+}
+
+/// What is recorded about a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotRecord {
+    version: u32,
+    pub(crate) kind: SnapshotKind,
+    pub(crate) layers: Vec<DiffId>,
+    pub(crate) fixup: Option<String>,
+}
+
+/// Whether a mount can be written to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Writes go to the writable layer. A view is read-only all the same.
+    #[default]
+    ReadWrite,
+    /// The mount refuses writes.
+    ReadOnly,
+}
+
+/// Whether what a container writes has to survive a power cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Persistence {
+    /// fsync(2) inside the container does nothing; after the next boot the content counts as
+    /// lost. Right for containers of a kubelet, which makes new ones then.
+    #[default]
+    Volatile,
+    /// fsync(2) means what it says.
+    Durable,
+}
+
+/// How to mount a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct MountOptions<'a> {
+    /// Whether the mount can be written to.
+    pub access: Access,
+    /// Whether writes have to survive a power cut.
+    pub persistence: Persistence,
+    /// Show owners as this user namespace maps them; the image itself stays as it is.
+    pub user_namespace: Option<BorrowedFd<'a>>,
+    /// SELinux label of everything in the mount.
+    pub selinux_context: Option<&'a str>,
+}
+
+fn check_key(key: &str) -> Result<()> {
+    let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-');
+    if key.is_empty() || key.len() > MAX_KEY || key.starts_with('.') || !key.bytes().all(valid) {
+        return Err(Error::BadKey(key.chars().take(MAX_KEY).collect()));
+    }
+    Ok(())
+}
+
+/// Reads the snapshots; directories that are none are moved to the trash.
+pub(crate) fn load(snapshots: &Dir, trash: &Dir) -> Result<Vec<(String, Arc<SnapshotRecord>)>> {
+    let mut found = Vec::new();
+    for key in snapshots.names()? {
+        let record = check_key(&key)
+            .and_then(|()| snapshots.open(&key))
+            .and_then(|dir| dir.read(RECORD, RECORD_BYTES));
+        let record = match record {
+            Ok(bytes) => bytes.and_then(|bytes| serde_json::from_slice::<SnapshotRecord>(&bytes).ok()),
+            Err(error) => {
+                tracing::warn!(
+                    snapshot = key,
+                    error = &error as &dyn std::error::Error,
+                    "reading a snapshot"
+                );
+                None
+            }
+        };
+        match record {
+            Some(record) if record.version > RECORD_VERSION => {
+                let path = snapshots.entry(&key).join(RECORD);
+                return Err(Error::RecordVersion { path, version: record.version });
+            }
+            Some(record) => found.push((key, Arc::new(record))),
+            None => {
+                tracing::warn!(snapshot = key, "removing a damaged snapshot");
+                snapshots.rename(&key, trash, &unique())?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+impl Inner {
+    pub(crate) fn prepare(
+        self: &Arc<Self>,
+        key: &str,
+        diff_ids: &[DiffId],
+        kind: SnapshotKind,
+    ) -> Result<()> {
+        check_key(key)?;
+        let layers = {
+            // From here on the layers are in use, so no collection takes them.
+            let mut state = self.state();
+            if state.snapshots.contains_key(key) {
+                return Err(Error::SnapshotExists(key.to_owned()));
+            }
+            if let Some(missing) = diff_ids.iter().find(|layer| !state.layers.contains_key(layer)) {
+                return Err(Error::LayerNotFound(*missing));
+            }
+            let layers: Vec<Arc<Layer>> =
+                diff_ids.iter().filter_map(|layer| state.layers.get(layer).cloned()).collect();
+            let record =
+                SnapshotRecord { version: RECORD_VERSION, kind, layers: diff_ids.to_vec(), fixup: None };
+            state.snapshots.insert(key.to_owned(), Arc::new(record));
+            layers
+        };
+        let prepared = self.prepare_directory(key, &layers, kind);
+        if prepared.is_err() {
+            self.state().snapshots.remove(key);
+        }
+        prepared
+    }
+
+    fn prepare_directory(
+        self: &Arc<Self>,
+        key: &str,
+        layers: &[Arc<Layer>],
+        kind: SnapshotKind,
+    ) -> Result<()> {
+        let stack = Stack::of(layers);
+        if stack.layers.len() > MAX_LOWERS {
+            return Err(Error::TooManyLayers { count: stack.layers.len(), limit: MAX_LOWERS });
+        }
+        let record = self.settle_fixup(key, &stack)?;
+        let work = Work::new(self)?;
+        let path = || work.dir.entry(RECORD);
+        let bytes = serde_json::to_vec(&*record).map_err(|source| Error::Record { path: path(), source })?;
+        work.dir.replace(RECORD, &bytes, Flush::No)?;
+        if kind == SnapshotKind::Active {
+            let upper = work.dir.create(UPPER)?;
+            work.dir.create(SCRATCH)?;
+            let (_, root) = stack.root();
+            fs::fchown(&upper, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))
+                .and_then(|()| fs::fchmod(&upper, Mode::from_raw_mode(root.mode)))
+                .map_err(Error::io("set the owner of", upper.path()))?;
+        }
+        // The directory gets its name as a whole.
+        let from = work.name();
+        match fs::renameat_with(&self.work, from, &self.snapshots, key, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(Error::SnapshotExists(key.to_owned())),
+            Err(errno) => Err(Error::io("create", self.snapshots.entry(key))(errno)),
+        }
+    }
+
+    /// Enters the fixup of the stack into the record, so that no collection takes it.
+    fn settle_fixup(self: &Arc<Self>, key: &str, stack: &Stack) -> Result<Arc<SnapshotRecord>> {
+        loop {
+            let roots = self.roots(stack)?;
+            let fixup = self.fixup(stack, &roots)?.map(|(name, _)| name);
+            let mut state = self.state();
+            if let Some(name) = &fixup
+                && !self.fixups.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+            {
+                // A collection came in between.
+                continue;
+            }
+            let record = state.snapshots.get(key).ok_or_else(|| Error::SnapshotNotFound(key.to_owned()))?;
+            let record = Arc::new(SnapshotRecord { fixup, ..(**record).clone() });
+            state.snapshots.insert(key.to_owned(), Arc::clone(&record));
+            return Ok(record);
+        }
+    }
+
+    /// The roots of the layers of a stack; nothing is opened unless the stack may need a fixup.
+    fn roots(&self, stack: &Stack) -> Result<Vec<Arc<OwnedFd>>> {
+        if stack.layers.iter().all(|layer| layer.info.implicit.is_empty()) {
+            return Ok(Vec::new());
+        }
+        stack.layers.iter().map(|layer| self.layer_root(layer)).collect()
+    }
+
+    /// The root of a layer: mounted once per node, opened once per process.
+    pub(crate) fn layer_root(&self, layer: &Layer) -> Result<Arc<OwnedFd>> {
+        let mut root = layer.root.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(root) = &*root {
+            return Ok(Arc::clone(root));
+        }
+        let name = file_name(layer.info.diff_id.digest());
+        let opened = match layer.info.form {
+            LayerForm::Directory => {
+                let tree = self.layers.open(&name)?.open(TREE)?;
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                fs::openat(&tree, ".", flags, Mode::empty()).map_err(Error::io("open", tree.path()))?
+            }
+            LayerForm::TarErofs => {
+                let mounts = self.mounts()?;
+                match mounts.clone_of(&name)? {
+                    Some(mount) => mount,
+                    None => {
+                        let dir = self.layers.open(&name)?;
+                        let mount = mounts::mount_erofs(&name, &dir.open_file(META)?, &dir.open_file(TAR)?)?;
+                        mounts.attach(&name, mount)?
+                    }
+                }
+            }
+        };
+        Ok(Arc::clone(root.insert(Arc::new(opened))))
+    }
+
+    pub(crate) fn mount(self: &Arc<Self>, key: &str, options: &MountOptions<'_>) -> Result<OwnedFd> {
+        let record = self.snapshot(key)?;
+        let stack = Stack::of(&self.layers_of(&record.layers)?);
+        let mut lowers = Vec::with_capacity(stack.layers.len() + 1);
+        for layer in &stack.layers {
+            lowers.push(self.layer_root(layer)?);
+        }
+        let (root_layer, _) = stack.root();
+        let root_layer = root_layer.unwrap_or(lowers.len().saturating_sub(1));
+        if let Some(user_namespace) = options.user_namespace {
+            for lower in &mut lowers {
+                *lower = Arc::new(overlay::idmapped_clone(key, lower.as_fd(), user_namespace)?);
+            }
+        }
+        let mapped_root = options.user_namespace.and_then(|_| lowers.get(root_layer).cloned());
+        let fixup = self.fixup_of(&record)?;
+        if let Some(fixup) = fixup {
+            let fixup = match options.user_namespace {
+                Some(user_namespace) => {
+                    Arc::new(overlay::idmapped_clone(key, fixup.as_fd(), user_namespace)?)
+                }
+                None => fixup,
+            };
+            lowers.insert(0, fixup);
+        }
+        // overlayfs wants a lower layer in any case, and two where there is no upper one.
+        let wanted = if record.kind == SnapshotKind::Active { 1 } else { 2 };
+        while lowers.len() < wanted {
+            lowers.push(Arc::new(self.empty_lower(options.user_namespace)?));
+        }
+        let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
+        let dir = self.snapshots.open(key)?;
+        let mut parts = None;
+        if record.kind == SnapshotKind::Active {
+            let volatile = options.persistence == Persistence::Volatile;
+            self.clear_volatile(key, &dir)?;
+            if volatile && !self.run_volatile.contains(key)? {
+                self.run_volatile.replace(key, b"", Flush::No)?;
+            }
+            let upper = dir.open(UPPER)?;
+            if let Some(mapped) = mapped_root {
+                take_owner(&upper, mapped.as_fd(), stack.root().1)?;
+            }
+            parts = Some((upper, dir.open(SCRATCH)?, volatile));
+        }
+        let overlay = Overlay {
+            subject: key,
+            lowers: &lowers,
+            upper: parts.as_ref().map(|(upper, work, volatile)| Upper {
+                upper: upper.as_fd(),
+                work: work.as_fd(),
+                volatile: *volatile,
+            }),
+            read_only: options.access == Access::ReadOnly || record.kind == SnapshotKind::View,
+            selinux_context: options.selinux_context,
+        };
+        overlay.mount()
+    }
+
+    fn fixup_of(&self, record: &SnapshotRecord) -> Result<Option<Arc<OwnedFd>>> {
+        let Some(name) = &record.fixup else { return Ok(None) };
+        let dir = self.chains.open(name)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::openat(&dir, ".", flags, Mode::empty())
+            .map(|fd| Some(Arc::new(fd)))
+            .map_err(Error::io("open", dir.path()))
+    }
+
+    fn empty_lower(&self, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = fs::openat(&self.empty, ".", flags, Mode::empty())
+            .map_err(Error::io("open", self.empty.path()))?;
+        match user_namespace {
+            Some(user_namespace) => overlay::idmapped_clone("empty", fd.as_fd(), user_namespace),
+            None => Ok(fd),
+        }
+    }
+
+    /// Removes the mark that overlayfs leaves in a volatile upper directory, if it was made in
+    /// this boot: then all that was written is in the page cache or on disk.
+    fn clear_volatile(&self, key: &str, dir: &Dir) -> Result<()> {
+        let scratch = dir.open(SCRATCH)?;
+        if !scratch.contains("work")? {
+            return Ok(());
+        }
+        let inner = scratch.open("work")?;
+        if !inner.contains("incompat")? {
+            return Ok(());
+        }
+        if !self.run_volatile.contains(key)? {
+            return Err(Error::StaleVolatile(key.to_owned()));
+        }
+        inner.remove_tree("incompat")
+    }
+
+    pub(crate) fn snapshot(&self, key: &str) -> Result<Arc<SnapshotRecord>> {
+        self.state().snapshots.get(key).cloned().ok_or_else(|| Error::SnapshotNotFound(key.to_owned()))
+    }
+
+    pub(crate) fn snapshot_usage(&self, key: &str) -> Result<Usage> {
+        if self.snapshot(key)?.kind == SnapshotKind::View {
+            return Ok(Usage::default());
+        }
+        let upper = self.snapshots.open(key)?.open(UPPER)?;
+        usage::below(upper.as_fd()).map_err(Error::io("measure", upper.path()))
+    }
+
+    /// The writable layer itself.
+    pub(crate) fn upper(&self, key: &str) -> Result<OwnedFd> {
+        self.snapshot(key)?;
+        let upper = self.snapshots.open(key)?.open(UPPER)?;
+        fs::openat(&upper, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(Error::io("open", upper.path()))
+    }
+
+    pub(crate) fn remove_snapshot(&self, key: &str) -> Result<bool> {
+        check_key(key)?;
+        let doomed = unique();
+        {
+            let mut state = self.state();
+            if !state.snapshots.contains_key(key) {
+                return Ok(false);
+            }
+            self.snapshots.rename(key, &self.trash, &doomed)?;
+            state.snapshots.remove(key);
+        }
+        self.run_volatile.remove_file(key)?;
+        self.trash.remove_tree(&doomed)?;
+        Ok(true)
+    }
+}
+
+/// Gives the writable layer's root the owner that the mapped image shows, unless the container
+/// has chosen another one since.
+fn take_owner(upper: &Dir, mapped: BorrowedFd<'_>, plain: crate::layer::Ownership) -> Result<()> {
+    let fault = |op| Error::io(op, upper.path());
+    let stat = fs::fstat(upper).map_err(fault("look at"))?;
+    let wanted = fs::fstat(mapped).map_err(fault("look at the image below"))?;
+    if (stat.st_uid, stat.st_gid) == (plain.uid, plain.gid) {
+        let (uid, gid) = (Uid::from_raw(wanted.st_uid), Gid::from_raw(wanted.st_gid));
+        fs::fchown(upper, Some(uid), Some(gid)).map_err(fault("set the owner of"))?;
+        // chown(2) has cleared set-id bits.
+        fs::fchmod(upper, Mode::from_raw_mode(plain.mode)).map_err(fault("set the mode of"))?;
+    }
+    Ok(())
+}

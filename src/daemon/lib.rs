@@ -1,21 +1,33 @@
-//! pinnace serve: the CRI server.
+//! `pinnace serve`: the CRI server.
+//!
+//! ```text
+//! cri/        a file per RPC: wire to our types and back            the only place that knows CRI messages
+//! sandbox/    run, stop, remove a pod: record, network, monitor
+//! container/  create, start, stop, remove, exec: snapshot, spec, plan
+//! monitor     the other end of a pod's monitor
+//! recover     memory from records and monitors, at start
+//! node        what all of them work on
+//! ```
+//! The daemon plans; the monitors act. It never forks, and no thread of its runtime ever changes a namespace.
 
+pub mod clock;
 pub mod config;
+pub mod container;
+pub mod cri;
+pub mod error;
+pub mod id;
+pub mod image;
 pub mod logging;
+pub mod monitor;
+pub mod node;
+pub mod operation;
+pub mod readiness;
+pub mod record;
+pub mod recover;
+pub mod sandbox;
+pub mod serve;
 pub mod socket;
 pub mod state_lock;
+pub mod table;
 
-use anyhow::Context as _;
-
-use config::Config;
-
-/// Serves the CRI until a signal ends it.
-pub fn serve(config: Config) -> anyhow::Result<()> {
-    logging::init(&config.daemon.log_level, config.daemon.log_format)?;
-    let _lock = state_lock::StateLock::acquire(&config.daemon.root, &config.daemon.run)?;
-    let path = config.socket();
-    let _listener = socket::listen(&path)?;
-    tracing::info!(socket = %path.display(), "serving");
-    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell the service manager")?;
-    Ok(())
-}
+pub use serve::serve;

@@ -1,0 +1,359 @@
+//! From a request, an image and a sandbox to the OCI runtime spec, the contract in the middle.
+//!
+//! What the image says is data, never control (rule R8): of its config only the entry point, arguments, environment,
+//! working directory, user, volumes and stop signal are read.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::Config as ImageConfig;
+use oci_spec::runtime::{
+    Capability, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxHugepageLimitBuilder, LinuxMemoryBuilder,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
+    LinuxSeccomp, Mount, Spec,
+};
+use pinnace_spec::user::User;
+use pinnace_spec::{capabilities, defaults, devices, image, mounts};
+
+use super::record::Resources;
+use super::request::{Access, ContainerRequest, MountRequest, Profile, Propagation, Security};
+use crate::error::{Error, Within as _};
+use crate::node::Node;
+use crate::sandbox::Sandbox;
+use crate::sandbox::record::NamespaceMode;
+
+/// A spec, and the environment entries that JSON cannot hold.
+#[derive(Debug)]
+pub struct Built {
+    /// The OCI runtime spec.
+    pub spec: Spec,
+    /// `KEY=value` entries that are not UTF-8.
+    pub binary_env: Vec<Vec<u8>>,
+}
+
+/// Where the pod's namespaces are, as the spec names them.
+#[derive(Debug, Clone)]
+pub struct PodPaths {
+    /// Network namespace; `None` for the host's.
+    pub network: Option<PathBuf>,
+    /// IPC namespace; `None` for the host's.
+    pub ipc: Option<PathBuf>,
+    /// UTS namespace; `None` for the host's.
+    pub uts: Option<PathBuf>,
+    /// PID namespace of the pod's init; `None` without one.
+    pub pid: Option<PathBuf>,
+}
+
+impl PodPaths {
+    /// Of a sandbox that is ready: its monitor lives in the namespaces and keeps them.
+    pub fn of(sandbox: &Sandbox) -> Self {
+        let record = sandbox.record();
+        let of = |kind: &str| PathBuf::from(format!("/proc/{}/ns/{kind}", record.monitor_pid));
+        let namespaces = sandbox.config.namespaces;
+        let own_network = namespaces.network == NamespaceMode::Pod;
+        Self {
+            network: own_network.then(|| of("net")),
+            ipc: (namespaces.ipc == NamespaceMode::Pod).then(|| of("ipc")),
+            uts: own_network.then(|| of("uts")),
+            pid: (record.init_pid != 0).then(|| PathBuf::from(format!("/proc/{}/ns/pid", record.init_pid))),
+        }
+    }
+}
+
+/// Builds the spec.
+pub fn build(
+    node: &Node,
+    sandbox: &Sandbox,
+    request: &ContainerRequest,
+    config: Option<&ImageConfig>,
+    user: &User,
+    cgroup_path: &str,
+) -> Result<Built, Error> {
+    let facts = &node.facts;
+    let security = &request.security;
+    let mut spec = if security.privileged { defaults::privileged(facts)? } else { defaults::spec(facts) };
+    spec.set_hostname(Some(sandbox.config.hostname.clone()).filter(|name| !name.is_empty()));
+    spec.set_mounts(Some(all_mounts(node, sandbox, request, &spec)?));
+    spec.set_annotations(None);
+    if let Some(root) = spec.root_mut() {
+        root.set_readonly(Some(security.read_only_rootfs));
+    }
+
+    let (env, binary_env) = environment(sandbox, request, config, user)?;
+    let chosen = chosen_capabilities(node, security)?;
+    let seccomp = seccomp(node, security, chosen.bounding().as_ref())?;
+    if let Some(process) = spec.process_mut() {
+        process.set_args(Some(image::command(config, &request.command, &request.args)?));
+        process.set_env(Some(env));
+        process.set_cwd(image::working_dir(config, &request.working_dir)?);
+        process.set_user(user.to_oci());
+        process.set_terminal(Some(request.tty));
+        process.set_no_new_privileges(Some(security.no_new_privileges));
+        process.set_capabilities(Some(chosen));
+        process.set_oom_score_adj(i32::try_from(request.resources.oom_score_adj).ok());
+        process.set_apparmor_profile(apparmor(node, security)?);
+        process.set_selinux_label(security.selinux_label.clone().filter(|_| facts.selinux));
+    }
+
+    let (nodes, rules) = requested_devices(request)?;
+    let pod = PodPaths::of(sandbox);
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_namespaces(Some(namespaces(security, &pod, linux.namespaces().as_deref())?));
+        linux.set_cgroups_path(Some(PathBuf::from(cgroup_path)));
+        linux.set_seccomp(seccomp);
+        if !security.privileged {
+            linux.set_masked_paths(Some(security.masked_paths.clone()));
+            linux.set_readonly_paths(Some(security.read_only_paths.clone()));
+        }
+        let mut known = linux.devices().clone().unwrap_or_default();
+        known.retain(|device| nodes.iter().all(|requested| requested.path() != device.path()));
+        known.extend(nodes);
+        linux.set_devices(Some(known));
+        let mut resources = resources(&request.resources)?;
+        let mut allowed =
+            linux.resources().as_ref().and_then(|given| given.devices().clone()).unwrap_or_default();
+        allowed.extend(rules);
+        resources.set_devices(Some(allowed));
+        linux.set_resources(Some(resources));
+        if let Some(propagation) = rootfs_propagation(&request.mounts) {
+            linux.set_rootfs_propagation(Some(propagation.to_owned()));
+        }
+    }
+    Ok(Built { spec, binary_env })
+}
+
+/// Image, then the request by key; `HOME` from passwd, `HOSTNAME` and `TERM` where nobody said otherwise.
+fn environment(
+    sandbox: &Sandbox,
+    request: &ContainerRequest,
+    config: Option<&ImageConfig>,
+    user: &User,
+) -> Result<(Vec<String>, Vec<Vec<u8>>), Error> {
+    let mut env = image::env(config)?;
+    for (key, value) in &request.envs {
+        env.set(key, value)?;
+    }
+    if !sandbox.config.hostname.is_empty() {
+        env.set_default("HOSTNAME", sandbox.config.hostname.as_bytes())?;
+    }
+    if request.tty {
+        env.set_default("TERM", b"xterm")?;
+    }
+    use std::os::unix::ffi::OsStrExt as _;
+    env.set_default("HOME", user.home.as_os_str().as_bytes())?;
+    Ok(env.into_oci())
+}
+
+fn all_mounts(
+    node: &Node,
+    sandbox: &Sandbox,
+    request: &ContainerRequest,
+    spec: &Spec,
+) -> Result<Vec<Mount>, Error> {
+    let mut defaults = spec.mounts().clone().unwrap_or_default();
+    if sandbox.config.namespaces.ipc == NamespaceMode::Node {
+        // The host's queue and shared memory go with the host's IPC namespace.
+        defaults.retain(|mount| !["/dev/shm", "/dev/mqueue"].map(Path::new).contains(&mount.destination().as_path()));
+        defaults.push(mounts::bind("/dev/shm", "/dev/shm", &["rbind", "nosuid", "nodev", "noexec"]));
+        defaults.push(mounts::bind("/dev/mqueue", "/dev/mqueue", &["rbind", "nosuid", "nodev", "noexec"]));
+    } else {
+        defaults.retain(|mount| mount.destination() != Path::new("/dev/shm"));
+        defaults.push(mounts::bind("/dev/shm", node.pod_shm_source(), &["rbind", "nosuid", "nodev", "noexec"]));
+    }
+    let access = if request.security.read_only_rootfs { "ro" } else { "rw" };
+    for (name, target) in
+        [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
+    {
+        defaults.push(mounts::bind(target, sandbox.directory.join(name), &["rbind", "rprivate", access]));
+    }
+    let requested = request.mounts.iter().map(bind).collect();
+    Ok(mounts::merge(defaults, requested)?)
+}
+
+fn bind(mount: &MountRequest) -> Mount {
+    let propagation = match mount.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    let access = match mount.access {
+        Access::ReadWrite => "rw",
+        Access::ReadOnly => "ro",
+        Access::RecursiveReadOnly => "rro",
+    };
+    mounts::bind(&mount.container_path, &mount.host_path, &["rbind", propagation, access])
+}
+
+/// The container's root must let through what its mounts do.
+fn rootfs_propagation(mounts: &[MountRequest]) -> Option<&'static str> {
+    let has = |wanted| mounts.iter().any(|mount| mount.propagation == wanted);
+    if has(Propagation::Bidirectional) {
+        Some("shared")
+    } else if has(Propagation::HostToContainer) {
+        Some("slave")
+    } else {
+        None
+    }
+}
+
+fn chosen_capabilities(
+    node: &Node,
+    security: &Security,
+) -> Result<oci_spec::runtime::LinuxCapabilities, Error> {
+    let base =
+        if security.privileged { capabilities::all(&node.facts) } else { defaults::capabilities() };
+    let request = capabilities::Request {
+        add: &security.add_capabilities,
+        drop: &security.drop_capabilities,
+        add_ambient: &security.add_ambient_capabilities,
+    };
+    Ok(capabilities::select(&base, &request, &node.facts)?)
+}
+
+fn seccomp(
+    node: &Node,
+    security: &Security,
+    capabilities: Option<&HashSet<Capability>>,
+) -> Result<Option<LinuxSeccomp>, Error> {
+    if security.privileged {
+        return Ok(None);
+    }
+    let none = HashSet::new();
+    let capabilities = capabilities.unwrap_or(&none);
+    match &security.seccomp {
+        Profile::Unconfined => Ok(None),
+        Profile::RuntimeDefault => {
+            Ok(Some(pinnace_seccomp::default::profile(capabilities, node.kernel)))
+        }
+        Profile::Localhost(reference) => {
+            let path = Path::new(reference);
+            if !path.is_absolute() {
+                let field = "config.linux.security_context.seccomp.localhost_ref";
+                return Err(Error::invalid(field, format!("{reference:?} is not absolute")));
+            }
+            let bytes = std::fs::read(path).map_err(Error::io("read seccomp profile", path))?;
+            let profile = pinnace_seccomp::localhost::parse(&bytes, capabilities, node.kernel)
+                .within(|| format!("seccomp profile {reference}"))?;
+            Ok(Some(profile))
+        }
+    }
+}
+
+/// Fails closed (rule R18): a profile that was asked for on a host without AppArmor is an error, the default is not.
+fn apparmor(node: &Node, security: &Security) -> Result<Option<String>, Error> {
+    match &security.apparmor {
+        _ if security.privileged => Ok(None),
+        Some(Profile::Localhost(name)) if node.facts.apparmor => Ok(Some(name.clone())),
+        Some(Profile::Localhost(name)) => Err(Error::State {
+            subject: format!("AppArmor profile {name:?}"),
+            state: "not available".to_owned(),
+            hint: "this kernel runs without AppArmor".to_owned(),
+        }),
+        // The default profile comes with the rest of AppArmor.
+        Some(Profile::RuntimeDefault | Profile::Unconfined) | None => Ok(None),
+    }
+}
+
+fn requested_devices(
+    request: &ContainerRequest,
+) -> Result<(Vec<oci_spec::runtime::LinuxDevice>, Vec<LinuxDeviceCgroup>), Error> {
+    let mut nodes = Vec::new();
+    let mut rules = Vec::new();
+    for device in &request.devices {
+        let found = devices::host_device(
+            Path::new(&device.host_path),
+            Path::new(&device.container_path),
+            &device.permissions,
+        )?;
+        nodes.extend(found.nodes);
+        rules.extend(found.rules);
+    }
+    Ok((nodes, rules))
+}
+
+fn namespaces(
+    security: &Security,
+    pod: &PodPaths,
+    base: Option<&[LinuxNamespace]>,
+) -> Result<Vec<LinuxNamespace>, Error> {
+    let entry = |kind: LinuxNamespaceType, path: Option<PathBuf>| {
+        let mut builder = LinuxNamespaceBuilder::default().typ(kind);
+        if let Some(path) = path {
+            builder = builder.path(path);
+        }
+        builder.build().map_err(|error| Error::invalid("namespaces", error.to_string()))
+    };
+    let decided = [
+        LinuxNamespaceType::Pid,
+        LinuxNamespaceType::Network,
+        LinuxNamespaceType::Ipc,
+        LinuxNamespaceType::Uts,
+    ];
+    let mut list: Vec<_> = base
+        .unwrap_or_default()
+        .iter()
+        .filter(|namespace| !decided.contains(&namespace.typ()))
+        .cloned()
+        .collect();
+    match security.pid {
+        NamespaceMode::Container => list.push(entry(LinuxNamespaceType::Pid, None)?),
+        NamespaceMode::Pod => {
+            let path = pod.pid.clone().ok_or_else(|| Error::State {
+                subject: "the pod's PID namespace".to_owned(),
+                state: "not shared".to_owned(),
+                hint: "the sandbox was not made with pid POD".to_owned(),
+            })?;
+            list.push(entry(LinuxNamespaceType::Pid, Some(path))?);
+        }
+        NamespaceMode::Node => {}
+        NamespaceMode::Target => {
+            list.push(entry(LinuxNamespaceType::Pid, Some(target_path(&security.target)))?);
+        }
+    }
+    for (kind, path) in [
+        (LinuxNamespaceType::Network, &pod.network),
+        (LinuxNamespaceType::Ipc, &pod.ipc),
+        (LinuxNamespaceType::Uts, &pod.uts),
+    ] {
+        if let Some(path) = path {
+            list.push(entry(kind, Some(path.clone()))?);
+        }
+    }
+    Ok(list)
+}
+
+/// How the spec names the PID namespace of another container of the pod; it exists only at start.
+pub fn target_path(container: &str) -> PathBuf {
+    PathBuf::from(format!("/run/pinnace/target/{container}/pid"))
+}
+
+/// Limits in the OCI form.
+pub fn resources(given: &Resources) -> Result<LinuxResources, Error> {
+    let wrong = |error: oci_spec::OciSpecError| Error::invalid("resources", error.to_string());
+    let mut resources = LinuxResources::default();
+    let mut cpu = LinuxCpuBuilder::default().build().map_err(wrong)?;
+    cpu.set_shares(u64::try_from(given.cpu_shares).ok().filter(|shares| *shares != 0));
+    cpu.set_quota(Some(given.cpu_quota_us).filter(|quota| *quota != 0));
+    cpu.set_period(u64::try_from(given.cpu_period_us).ok().filter(|period| *period != 0));
+    cpu.set_cpus(Some(given.cpuset_cpus.clone()).filter(|list| !list.is_empty()));
+    cpu.set_mems(Some(given.cpuset_mems.clone()).filter(|list| !list.is_empty()));
+    resources.set_cpu(Some(cpu));
+
+    let mut memory = LinuxMemoryBuilder::default().build().map_err(wrong)?;
+    let limit = Some(given.memory_limit_bytes).filter(|limit| *limit != 0);
+    memory.set_limit(limit);
+    // Unset with a limit means no swap, as in the peers (features.md, memory_swap_limit_in_bytes).
+    memory.set_swap(Some(given.memory_swap_limit_bytes).filter(|swap| *swap != 0).or(limit));
+    resources.set_memory(Some(memory));
+
+    let pages = given.hugepage_limits.iter().map(|(size, limit)| {
+        let limit = i64::try_from(*limit).unwrap_or(i64::MAX);
+        LinuxHugepageLimitBuilder::default().page_size(size.clone()).limit(limit).build()
+    });
+    let pages = pages.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+    resources.set_hugepage_limits(Some(pages).filter(|pages| !pages.is_empty()));
+    resources.set_unified((!given.unified.is_empty()).then(|| {
+        given.unified.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+    }));
+    Ok(resources)
+}

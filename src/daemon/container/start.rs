@@ -1,0 +1,183 @@
+//! StartContainer: cgroup, root file system, plan, launch.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oci_spec::runtime::Spec;
+use pinnace_cgroup::{Cgroup, CgroupPath, Limits};
+use pinnace_launcher::plan::LaunchPlan;
+use pinnace_launcher::protocol::{Launch, Launched, Reply, Request};
+use pinnace_spec::lower::{CgroupJoin, Context, Log, MissingSource, PodNamespaces, Source, Stdio};
+use pinnace_spec::process::Host;
+use pinnace_store::MountOptions;
+
+use super::record::{Exit, Status};
+use super::spec::{PodPaths, target_path};
+use super::{Container, exit};
+use crate::clock;
+use crate::error::{Error, Within as _};
+use crate::monitor::Monitor;
+use crate::node::Node;
+use crate::record as disk;
+use crate::sandbox::remove::remove_cgroup;
+use crate::sandbox::run::open_directory;
+use crate::table::lock;
+
+/// Starts a container that was created.
+pub async fn start(node: &Node, id: &str) -> Result<(), Error> {
+    let container = node.container(id)?;
+    node.mutation(|node| async move {
+        let _turn = container.operation.lock().await;
+        let what = format!("start container {}", container.id);
+        begin(&container).within(|| what.clone())?;
+        match launch(&node, &container).await {
+            Ok(launched) => {
+                container.change(|record| {
+                    // An exit that was told first stays.
+                    if record.status == Status::Starting {
+                        record.status =
+                            Status::Running { pid: launched.pid, started_at_ns: launched.started_at_ns };
+                    }
+                })?;
+                tracing::info!(container_id = %container.id, pid = launched.pid, "container started");
+                Ok(())
+            }
+            Err(error) => {
+                failed(&node, &container, &error).await;
+                Err(error.within(what))
+            }
+        }
+    })
+    .await
+}
+
+fn begin(container: &Container) -> Result<(), Error> {
+    let state = match container.status() {
+        Status::Created => return Ok(container.change(|record| record.status = Status::Starting)?),
+        Status::Starting => "starting",
+        Status::Running { .. } => "running",
+        Status::Exited(_) => "exited",
+    };
+    Err(Error::State {
+        subject: format!("container {}", container.id),
+        state: state.to_owned(),
+        hint: "a container is started once, after it was created".to_owned(),
+    })
+}
+
+async fn launch(node: &Arc<Node>, container: &Arc<Container>) -> Result<Launched, Error> {
+    let monitor =
+        container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
+    let planned = Arc::clone(container);
+    let (plan, descriptors) = node.blocking(move |node| node.with_host(|host| plan(node, &planned, host))).await?;
+    let request = Launch { container_id: container.id.to_string(), plan: Some(plan) };
+    launched(&monitor, Request::Launch(request), &descriptors, container).await
+}
+
+/// Sends a request that starts a process.
+pub(super) async fn launched(
+    monitor: &Monitor,
+    request: Request,
+    descriptors: &[OwnedFd],
+    container: &Container,
+) -> Result<Launched, Error> {
+    let borrowed = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect::<Vec<_>>();
+    match monitor.request(request, &borrowed).await? {
+        Reply::Launched(launched) => Ok(launched),
+        other => Err(Error::unexpected(&container.sandbox.id, &other)),
+    }
+}
+
+fn plan(
+    node: &Node,
+    container: &Container,
+    host: Host<'_>,
+) -> Result<(LaunchPlan, Vec<OwnedFd>), Error> {
+    let record = container.record();
+    let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
+    let rootfs = match lock(&container.rootfs).take() {
+        Some(rootfs) => rootfs,
+        None => node.store.mount(container.id.as_str(), &MountOptions::default())?,
+    };
+    let pod = PodPaths::of(&container.sandbox);
+    let context = Context {
+        rootfs,
+        cgroup: cgroup(node, &record.cgroup_path, record.privileged, &spec)?,
+        stdio: Stdio {
+            log: log(&record.log_directory, &record.log_path)?,
+            stdin: record.stdin,
+            stdin_once: record.stdin_once,
+        },
+        pod: PodNamespaces {
+            network: pod.network,
+            ipc: pod.ipc,
+            uts: pod.uts,
+            pid: pod.pid,
+            target: Some(record.target.clone())
+                .filter(|target| !target.is_empty())
+                .map(|target| (target_path(&target), target)),
+        },
+        sources: [(node.pod_shm_source().to_owned(), Source::PodShm)].into(),
+        missing_source: MissingSource::Refuse,
+        binary_env: record.binary_env.clone(),
+        hold: false,
+        host,
+    };
+    let lowered = pinnace_spec::lower(&spec, context)?;
+    for warning in &lowered.warnings {
+        tracing::warn!(container_id = %container.id, warning, "launch plan");
+    }
+    let mut plan = lowered.plan;
+    if let Some(stdio) = &mut plan.stdio {
+        stdio.max_line_bytes = u32::try_from(node.config.container.max_log_line).unwrap_or(u32::MAX);
+    }
+    if let Some(process) = &mut plan.process {
+        process.umask = Some(node.config.container.umask);
+    }
+    Ok((plan, lowered.descriptors))
+}
+
+/// Makes the container's cgroup and the descriptors by which its first process joins it.
+fn cgroup(node: &Node, path: &str, privileged: bool, spec: &Spec) -> Result<CgroupJoin, Error> {
+    let path = CgroupPath::try_from(path)?;
+    let none = Default::default();
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
+    let limits = if privileged { Limits::group(resources) } else { Limits::container(resources) };
+    let cgroup = Cgroup::create(&node.hierarchy, &path, &limits)?;
+    let join = cgroup.join_fds()?;
+    let oom_counter = Some(cgroup.open_oom_counter()?.into());
+    Ok(CgroupJoin { tasks: join.tasks, directory: join.clone_into, oom_counter })
+}
+
+fn log(directory: &str, path: &str) -> Result<Option<Log>, Error> {
+    let Some(relative) = path.strip_prefix(directory).filter(|_| !directory.is_empty()) else {
+        return Ok(None);
+    };
+    // The kubelet's directory of a pod's logs is readable by others.
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(directory)
+        .map_err(Error::io("create log directory", directory))?;
+    let relative = PathBuf::from(relative.trim_start_matches('/'));
+    Ok(Some(Log { directory: open_directory(directory.as_ref())?, path: relative }))
+}
+
+/// The container ends before it began: exit code 128 and the reason, as the peers have it.
+async fn failed(node: &Arc<Node>, container: &Arc<Container>, error: &Error) {
+    let message = error.chain();
+    tracing::warn!(container_id = %container.id, error = message, "container did not start");
+    let ended = Exit::start_error(message, clock::realtime_ns());
+    exit::settle(container, |record| {
+        if record.status == Status::Starting {
+            record.status = Status::Exited(ended.clone());
+        }
+    });
+    let path = container.record().cgroup_path;
+    let removed = node.blocking(move |node| remove_cgroup(node, &path.as_str().try_into()?)).await;
+    if let Err(error) = removed {
+        tracing::warn!(container_id = %container.id, error = error.chain(), "cgroup of a failed start stays");
+    }
+}

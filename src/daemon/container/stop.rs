@@ -1,0 +1,86 @@
+//! StopContainer: the stop signal, a grace period, SIGKILL; done when the exit was seen.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinnace_launcher::protocol::{Request, Signal};
+use tokio::time::{Instant, timeout_at};
+
+use super::record::Status;
+use super::{Container, exit};
+use crate::error::{Error, Within as _};
+use crate::node::Node;
+use crate::table::lock;
+
+const SIGKILL: i32 = 9;
+
+/// Stops a container; one that is unknown or does not run is stopped already. Goes on if the caller goes away.
+pub async fn stop(node: &Node, id: &str, grace: Duration) -> Result<(), Error> {
+    let container = match node.container(id) {
+        Err(Error::ContainerNotFound(_)) => return Ok(()),
+        found => found?,
+    };
+    node.mutation(|node| async move { stop_container(&node, &container, grace).await }).await
+}
+
+/// The same for a container at hand. A second stop cannot extend the first one's grace, only shorten it.
+pub async fn stop_container(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    grace: Duration,
+) -> Result<(), Error> {
+    let mut status = container.follow();
+    // A start that is under way ends soon, one way or the other.
+    let _ = status.wait_for(|status| *status != Status::Starting).await;
+    if !is_running(container) {
+        return Ok(());
+    }
+    let what = || format!("stop container {}", container.id);
+    let (first, deadline) = {
+        let asked = Instant::now() + grace;
+        let mut earliest = lock(&container.stop_deadline);
+        let deadline = earliest.map_or(asked, |known| known.min(asked));
+        (earliest.replace(deadline).is_none(), deadline)
+    };
+    if first && !grace.is_zero() {
+        let signal = container.record().stop_signal;
+        send(container, signal).await.within(what)?;
+    }
+    if timeout_at(deadline, status.wait_for(|status| matches!(status, Status::Exited(_)))).await.is_ok() {
+        return Ok(());
+    }
+    kill(node, container).await;
+    let limit = node.config.container.kill_timeout;
+    let exited = status.wait_for(|status| matches!(status, Status::Exited(_)));
+    match tokio::time::timeout(limit, exited).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Deadline { what: "the killed process".to_owned(), limit }).within(what),
+    }
+}
+
+fn is_running(container: &Container) -> bool {
+    matches!(container.status(), Status::Running { .. })
+}
+
+/// Its own PID namespace makes the first process's end everybody's; without one each is killed.
+async fn kill(node: &Arc<Node>, container: &Arc<Container>) {
+    match send(container, SIGKILL).await {
+        Ok(()) if !container.record().shared_pid => {}
+        Ok(()) => exit::kill(node, container).await,
+        Err(error) => {
+            tracing::warn!(container_id = %container.id, error = error.chain(), "kill without the monitor");
+            if container.sandbox.monitor().is_none() {
+                exit::without_monitor(node, container).await;
+            } else {
+                exit::kill(node, container).await;
+            }
+        }
+    }
+}
+
+async fn send(container: &Container, signal: i32) -> Result<(), Error> {
+    let monitor =
+        container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
+    let request = Signal { container_id: container.id.to_string(), exec_id: String::new(), signal };
+    monitor.request(Request::Signal(request), &[]).await.map(drop)
+}

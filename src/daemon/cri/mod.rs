@@ -1,0 +1,270 @@
+//! The CRI services: a file per RPC, each converting the wire to our types at the top and back at the bottom.
+//!
+//! CRI types go no further down than this folder. RPCs that are not here yet answer `UNIMPLEMENTED`, by the default methods
+//! of the generated traits; [`UNIMPLEMENTED`] lists them.
+
+mod container_config;
+mod container_status;
+mod create_container;
+mod exec_sync;
+mod image;
+mod image_fs_info;
+mod list_containers;
+mod list_pod_sandbox;
+mod mounts;
+mod pod_sandbox_status;
+mod pull_image;
+mod runtime_config;
+mod runtime_status;
+mod sandbox_config;
+mod security;
+mod signal;
+mod status;
+mod update_container_resources;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinnace_cri_api::v1;
+use tonic::{Request, Response};
+
+use crate::node::Node;
+
+/// RPCs that later work builds.
+pub const UNIMPLEMENTED: &[&str] = &[
+    "Attach",
+    "CheckpointContainer",
+    "CheckpointPod",
+    "ContainerStats",
+    "Exec",
+    "GetContainerEvents",
+    "ListContainerStats",
+    "ListMetricDescriptors",
+    "ListPodSandboxMetrics",
+    "ListPodSandboxStats",
+    "PodSandboxStats",
+    "PortForward",
+    "RestorePod",
+    "StreamContainerStats",
+    "StreamContainers",
+    "StreamImages",
+    "StreamPodSandboxMetrics",
+    "StreamPodSandboxStats",
+    "StreamPodSandboxes",
+    "UpdatePodSandboxResources",
+];
+
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Version of the CRI that `VersionResponse` speaks of; the kubelet expects exactly this.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// Both services over one node.
+#[derive(Clone, Debug)]
+pub struct Services {
+    node: Arc<Node>,
+}
+
+impl Services {
+    /// Serves this node.
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+}
+
+type Answer<T> = Result<Response<T>, tonic::Status>;
+
+/// Ends a call the way its code deserves to be logged: a caller's mistakes quietly, ours aloud.
+fn answer<T>(rpc: &'static str, result: Result<T, crate::error::Error>) -> Answer<T> {
+    result.map(Response::new).map_err(|error| {
+        if error.code() == crate::error::Code::Internal {
+            tracing::error!(rpc, error = error.chain(), "call failed");
+        } else {
+            tracing::debug!(rpc, error = error.chain(), "call refused");
+        }
+        error.into()
+    })
+}
+
+#[tonic::async_trait]
+impl v1::runtime_service_server::RuntimeService for Services {
+    async fn version(&self, _: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
+        Ok(Response::new(v1::VersionResponse {
+            version: KUBELET_API_VERSION.to_owned(),
+            runtime_name: "pinnace".to_owned(),
+            runtime_version: VERSION.to_owned(),
+            runtime_api_version: "v1".to_owned(),
+        }))
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        answer("Status", runtime_status::answer(&self.node, &request.into_inner()))
+    }
+
+    async fn runtime_config(
+        &self,
+        _: Request<v1::RuntimeConfigRequest>,
+    ) -> Answer<v1::RuntimeConfigResponse> {
+        answer("RuntimeConfig", Ok(runtime_config::read(&self.node)))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        answer("UpdateRuntimeConfig", runtime_config::update(&self.node, request.into_inner()).await)
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Answer<v1::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let result = async {
+            let config = sandbox_config::parse(request.config, request.runtime_handler)?;
+            let pod_sandbox_id = crate::sandbox::run::run(&self.node, config).await?.to_string();
+            Ok(v1::RunPodSandboxResponse { pod_sandbox_id })
+        };
+        answer("RunPodSandbox", result.await)
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Answer<v1::StopPodSandboxResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        let result = crate::sandbox::stop::stop(&self.node, &id).await;
+        answer("StopPodSandbox", result.map(|()| v1::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Answer<v1::RemovePodSandboxResponse> {
+        let id = request.into_inner().pod_sandbox_id;
+        let result = crate::sandbox::remove::remove(&self.node, &id).await;
+        answer("RemovePodSandbox", result.map(|()| v1::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Answer<v1::PodSandboxStatusResponse> {
+        answer("PodSandboxStatus", pod_sandbox_status::answer(&self.node, &request.into_inner()))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Answer<v1::ListPodSandboxResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = list_pod_sandbox::list(&self.node, &filter);
+        answer("ListPodSandbox", Ok(v1::ListPodSandboxResponse { items }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Answer<v1::CreateContainerResponse> {
+        answer("CreateContainer", create_container::answer(&self.node, request.into_inner()).await)
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Answer<v1::StartContainerResponse> {
+        let id = request.into_inner().container_id;
+        let result = crate::container::start::start(&self.node, &id).await;
+        answer("StartContainer", result.map(|()| v1::StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Answer<v1::StopContainerResponse> {
+        let request = request.into_inner();
+        let grace = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
+        let result = crate::container::stop::stop(&self.node, &request.container_id, grace).await;
+        answer("StopContainer", result.map(|()| v1::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Answer<v1::RemoveContainerResponse> {
+        let id = request.into_inner().container_id;
+        let result = crate::container::remove::remove(&self.node, &id).await;
+        answer("RemoveContainer", result.map(|()| v1::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Answer<v1::ListContainersResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let containers = list_containers::list(&self.node, &filter);
+        answer("ListContainers", Ok(v1::ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Answer<v1::ContainerStatusResponse> {
+        answer("ContainerStatus", container_status::answer(&self.node, &request.into_inner()))
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        let result = update_container_resources::answer(&self.node, request.into_inner()).await;
+        answer("UpdateContainerResources", result)
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
+        let id = request.into_inner().container_id;
+        let result = crate::container::exec::reopen_log(&self.node, &id).await;
+        answer("ReopenContainerLog", result.map(|()| v1::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        answer("ExecSync", exec_sync::answer(&self.node, request.into_inner()).await)
+    }
+}
+
+#[tonic::async_trait]
+impl v1::image_service_server::ImageService for Services {
+    async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Answer<v1::ListImagesResponse> {
+        let filter = request.into_inner().filter.and_then(|filter| filter.image);
+        answer("ListImages", Ok(image::list(&self.node, filter.as_ref())))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<v1::ImageStatusRequest>,
+    ) -> Answer<v1::ImageStatusResponse> {
+        answer("ImageStatus", image::status(&self.node, request.into_inner()))
+    }
+
+    async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
+        answer("PullImage", pull_image::answer(&self.node, request.into_inner()).await)
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<v1::RemoveImageRequest>,
+    ) -> Answer<v1::RemoveImageResponse> {
+        answer("RemoveImage", image::remove(&self.node, request.into_inner()).await)
+    }
+
+    async fn image_fs_info(
+        &self,
+        _: Request<v1::ImageFsInfoRequest>,
+    ) -> Answer<v1::ImageFsInfoResponse> {
+        answer("ImageFsInfo", image_fs_info::answer(&self.node).await)
+    }
+}

@@ -1,0 +1,32 @@
+//! PullImage: answers the image id, everywhere the same (features.md, row 41).
+
+use pinnace_cri_api::v1;
+use pinnace_pull::PullRequest;
+use pinnace_registry::{Auth, AuthFields, Reference};
+
+use super::image::name;
+use crate::error::{Error, Within as _};
+use crate::node::Node;
+
+/// Pulls. The caller going away ends the pull, unless others wait for the same.
+pub async fn answer(node: &Node, request: v1::PullImageRequest) -> Result<v1::PullImageResponse, Error> {
+    let name = name("image", request.image)?;
+    let what = || format!("pull image {name}");
+    let reference: Reference = name.parse().within(what)?;
+    let auth = request.auth.map(auth).transpose().within(what)?.flatten();
+    let pulled = node.puller.pull(PullRequest { reference, auth }).await.within(what)?;
+    tracing::info!(image = name, id = %pulled.image_id, "image pulled");
+    Ok(v1::PullImageResponse { image_ref: pulled.image_id.to_string() })
+}
+
+/// The fields as the registry's client reads them; it decides which of them count.
+fn auth(auth: v1::AuthConfig) -> Result<Option<Auth>, Error> {
+    Ok(Auth::from_fields(&AuthFields {
+        username: auth.username,
+        password: auth.password,
+        auth: auth.auth,
+        server_address: auth.server_address,
+        identity_token: auth.identity_token,
+        registry_token: auth.registry_token,
+    })?)
+}

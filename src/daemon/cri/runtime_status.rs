@@ -1,0 +1,55 @@
+//! Status: two conditions, what the kernel and we can do, and with `verbose` what tools read. Never waits for anything.
+
+use std::collections::HashMap;
+
+use pinnace_cri_api::v1;
+
+use super::{UNIMPLEMENTED, VERSION};
+use crate::error::Error;
+use crate::node::Node;
+
+/// Answers from memory.
+pub fn answer(node: &Node, request: &v1::StatusRequest) -> Result<v1::StatusResponse, Error> {
+    let network = match node.network.ready() {
+        Ok(()) => condition("NetworkReady", true, "", ""),
+        Err(not) => condition("NetworkReady", false, not.reason, &not.message),
+    };
+    Ok(v1::StatusResponse {
+        status: Some(v1::RuntimeStatus {
+            conditions: vec![condition("RuntimeReady", true, "", ""), network],
+        }),
+        info: if request.verbose { info(node) } else { HashMap::new() },
+        runtime_handlers: vec![v1::RuntimeHandler {
+            name: String::new(),
+            features: Some(v1::RuntimeHandlerFeatures {
+                // mount_setattr(AT_RECURSIVE) is there since 5.12, which the program needs anyway.
+                recursive_read_only_mounts: true,
+                user_namespaces: false,
+            }),
+        }],
+        features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+    })
+}
+
+fn condition(kind: &str, status: bool, reason: &str, message: &str) -> v1::RuntimeCondition {
+    v1::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+fn info(node: &Node) -> HashMap<String, String> {
+    let config = serde_json::json!({
+        "version": VERSION,
+        "root": node.config.daemon.root,
+        "run": node.config.daemon.run,
+        "layerForm": format!("{:?}", node.store.form()),
+        "layerFormReason": node.store.form_reason(),
+        "cgroupMode": format!("{:?}", node.hierarchy.mode()),
+        "cgroupDriver": format!("{:?}", node.cgroup_driver()),
+        "unimplemented": UNIMPLEMENTED,
+    });
+    HashMap::from([("config".to_owned(), config.to_string())])
+}

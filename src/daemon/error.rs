@@ -1,0 +1,365 @@
+//! What an operation of the daemon can fail with, and which gRPC code that is.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinnace_launcher::protocol::Failure;
+
+use crate::id::SandboxId;
+
+/// Meaning of an error to a caller; the gRPC codes that the daemon uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The named thing does not exist.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// The request itself is wrong.
+    InvalidArgument,
+    /// The request is right, but not in this state.
+    FailedPrecondition,
+    /// Credentials are missing or wrong.
+    Unauthenticated,
+    /// Credentials do not suffice.
+    PermissionDenied,
+    /// A quota or the disk is exhausted.
+    ResourceExhausted,
+    /// Something outside did not answer; trying again may help.
+    Unavailable,
+    /// Time ran out.
+    DeadlineExceeded,
+    /// Data did not match its digest.
+    DataLoss,
+    /// This program does not do that.
+    Unimplemented,
+    /// Given up because the caller or the daemon went away.
+    Cancelled,
+    /// None of the above.
+    Internal,
+}
+
+/// An operation failed. The text names the subject; the reason is its source.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No sandbox with that id.
+    #[error("sandbox {0:?} not found")]
+    SandboxNotFound(String),
+    /// No container with that id.
+    #[error("container {0:?} not found")]
+    ContainerNotFound(String),
+    /// No such image here.
+    #[error("image {0:?} not found; pull it first")]
+    ImageNotFound(String),
+    /// An id prefix names several things.
+    #[error("{kind} id {prefix:?} is ambiguous")]
+    AmbiguousId {
+        /// `sandbox`, `container` or `image`.
+        kind: &'static str,
+        /// What was given.
+        prefix: String,
+    },
+    /// A live sandbox has this name.
+    #[error("sandbox name {name} is used by {holder}")]
+    SandboxNameTaken {
+        /// Name.
+        name: String,
+        /// Its holder.
+        holder: String,
+    },
+    /// A live container of the sandbox has this name.
+    #[error("container name {name} is used by {holder} in sandbox {sandbox}")]
+    ContainerNameTaken {
+        /// Name and attempt.
+        name: String,
+        /// Its holder.
+        holder: String,
+        /// Their sandbox.
+        sandbox: SandboxId,
+    },
+    /// A field of the request is wrong.
+    #[error("{field}: {reason}")]
+    Invalid {
+        /// Path of the field.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Not in this state.
+    #[error("{subject} is {state}: {hint}")]
+    State {
+        /// What.
+        subject: String,
+        /// Its state.
+        state: String,
+        /// What would be needed.
+        hint: String,
+    },
+    /// Part of the operation failed.
+    #[error("{what}")]
+    In {
+        /// The operation and its subject.
+        what: String,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// The monitor or the init process reported a failure.
+    #[error("{}", describe(.0))]
+    Launch(Failure),
+    /// The monitor answered something else than what it was asked.
+    #[error("the monitor of sandbox {sandbox} answered out of turn: {reply}")]
+    Unexpected {
+        /// Its sandbox.
+        sandbox: SandboxId,
+        /// What it said.
+        reply: String,
+    },
+    /// The monitor went away.
+    #[error("the monitor of sandbox {0} is gone")]
+    MonitorGone(SandboxId),
+    /// Time ran out.
+    #[error("{what} did not end within {limit:?}")]
+    Deadline {
+        /// The operation.
+        what: String,
+        /// Its limit.
+        limit: Duration,
+    },
+    /// The daemon is going down.
+    #[error("the daemon is shutting down")]
+    ShuttingDown,
+    /// An internal task was lost.
+    #[error("an operation ended without a result")]
+    Lost(#[from] tokio::task::JoinError),
+    /// An operation that this call had joined failed; its error, in words.
+    #[error("{message}")]
+    Joined {
+        /// Code of the original.
+        code: Code,
+        /// Text of the original.
+        message: String,
+    },
+    /// System call on a path.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Record on disk.
+    #[error(transparent)]
+    Record(#[from] crate::record::Error),
+    /// Layer store.
+    #[error(transparent)]
+    Store(#[from] pinnace_store::Error),
+    /// Pull.
+    #[error(transparent)]
+    Pull(#[from] Arc<pinnace_pull::Error>),
+    /// Image reference.
+    #[error(transparent)]
+    Reference(#[from] pinnace_registry::reference::ParseError),
+    /// Pod network.
+    #[error(transparent)]
+    Network(#[from] pinnace_network::NetworkError),
+    /// Cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] pinnace_cgroup::CgroupError),
+    /// Seccomp profile.
+    #[error(transparent)]
+    Seccomp(#[from] pinnace_seccomp::Error),
+    /// Credentials of a pull.
+    #[error(transparent)]
+    Auth(#[from] pinnace_registry::auth::Error),
+    /// OCI spec.
+    #[error(transparent)]
+    Spec(#[from] pinnace_spec::Error),
+    /// Talking to the monitor.
+    #[error(transparent)]
+    Launcher(#[from] pinnace_launcher::client::Error),
+}
+
+/// `stage: syscall path: errno: message`, whatever is there.
+fn describe(failure: &Failure) -> String {
+    let mut parts = vec![failure.stage.clone()];
+    let path = String::from_utf8_lossy(&failure.path);
+    match (failure.syscall.is_empty(), path.is_empty()) {
+        (false, false) => parts.push(format!("{} {path}", failure.syscall)),
+        (false, true) => parts.push(failure.syscall.clone()),
+        (true, false) => parts.push(path.into_owned()),
+        (true, true) => {}
+    }
+    if failure.errno != 0 {
+        parts.push(std::io::Error::from_raw_os_error(failure.errno).to_string());
+    }
+    if !failure.message.is_empty() {
+        parts.push(failure.message.clone());
+    }
+    parts.join(": ")
+}
+
+impl Error {
+    /// What it means to the caller.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) | Self::ImageNotFound(_) => Code::NotFound,
+            Self::AmbiguousId { .. } | Self::Invalid { .. } | Self::Reference(_) | Self::Auth(_) => {
+                Code::InvalidArgument
+            }
+            Self::SandboxNameTaken { .. } | Self::ContainerNameTaken { .. } => Code::AlreadyExists,
+            Self::State { .. } => Code::FailedPrecondition,
+            Self::In { source, .. } => source.code(),
+            Self::Launch(failure) => launch_code(failure),
+            Self::MonitorGone(_) | Self::ShuttingDown => Code::Unavailable,
+            Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Joined { code, .. } => *code,
+            Self::Io { source, .. } | Self::Record(crate::record::Error::Io { source, .. }) => io_code(source),
+            Self::Record(crate::record::Error::Json { .. }) => Code::DataLoss,
+            Self::Store(error) => store_code(error),
+            Self::Pull(error) => pull_code(error),
+            Self::Network(error) => network_code(error),
+            Self::Cgroup(error) => cgroup_code(error),
+            Self::Seccomp(_) => Code::InvalidArgument,
+            Self::Spec(error) => spec_code(error),
+            Self::Unexpected { .. } | Self::Lost(_) | Self::Launcher(_) => Code::Internal,
+        }
+    }
+
+    /// A request field that is wrong.
+    pub fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), reason: reason.into() }
+    }
+
+    /// An answer that does not fit its question.
+    pub fn unexpected(sandbox: &SandboxId, reply: &pinnace_launcher::protocol::Reply) -> Self {
+        Self::Unexpected { sandbox: sandbox.clone(), reply: format!("{reply:?}") }
+    }
+
+    /// Adds what was being done.
+    pub fn within(self, what: impl Into<String>) -> Self {
+        Self::In { what: what.into(), source: Box::new(self) }
+    }
+
+    /// A failed system call on a path.
+    pub fn io(operation: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { operation, path, source }
+    }
+
+    /// The whole chain on one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(error) = source {
+            let part = error.to_string();
+            if !text.ends_with(&part) {
+                text.push_str(": ");
+                text.push_str(&part);
+            }
+            source = error.source();
+        }
+        text
+    }
+}
+
+/// Names the operation that failed.
+pub trait Within<T> {
+    /// Adds what was being done, with its subject.
+    fn within(self, what: impl FnOnce() -> String) -> Result<T, Error>;
+}
+
+impl<T, E: Into<Error>> Within<T> for Result<T, E> {
+    fn within(self, what: impl FnOnce() -> String) -> Result<T, Error> {
+        self.map_err(|error| error.into().within(what()))
+    }
+}
+
+/// A program or path of the image that is not as the request says is the caller's to mend; the rest is ours.
+fn launch_code(failure: &Failure) -> Code {
+    match failure.stage.as_str() {
+        "exec" | "cwd" => match io_code(&std::io::Error::from_raw_os_error(failure.errno)) {
+            Code::Internal => Code::InvalidArgument,
+            code => code,
+        },
+        "container" => Code::NotFound,
+        "state" => Code::FailedPrecondition,
+        _ => Code::Internal,
+    }
+}
+
+fn io_code(error: &std::io::Error) -> Code {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::PermissionDenied => Code::PermissionDenied,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Code::ResourceExhausted,
+        _ => Code::Internal,
+    }
+}
+
+fn store_code(error: &pinnace_store::Error) -> Code {
+    use pinnace_store::Code as Store;
+    match error.code() {
+        Store::NotFound => Code::NotFound,
+        Store::AlreadyExists => Code::AlreadyExists,
+        Store::InvalidArgument => Code::InvalidArgument,
+        Store::FailedPrecondition => Code::FailedPrecondition,
+        Store::ResourceExhausted => Code::ResourceExhausted,
+        Store::DataLoss => Code::DataLoss,
+        Store::Internal => Code::Internal,
+    }
+}
+
+fn network_code(error: &pinnace_network::NetworkError) -> Code {
+    use pinnace_network::Code as Network;
+    match error.code() {
+        Network::InvalidArgument => Code::InvalidArgument,
+        Network::AlreadyExists => Code::AlreadyExists,
+        Network::ResourceExhausted => Code::ResourceExhausted,
+        Network::Unavailable => Code::Unavailable,
+        Network::FailedPrecondition => Code::FailedPrecondition,
+        Network::Internal => Code::Internal,
+    }
+}
+
+fn cgroup_code(error: &pinnace_cgroup::CgroupError) -> Code {
+    use pinnace_cgroup::Code as Cgroup;
+    match error.code() {
+        Cgroup::InvalidArgument => Code::InvalidArgument,
+        Cgroup::NotFound => Code::NotFound,
+        Cgroup::AlreadyExists => Code::AlreadyExists,
+        Cgroup::FailedPrecondition => Code::FailedPrecondition,
+        Cgroup::ResourceExhausted => Code::ResourceExhausted,
+        Cgroup::DeadlineExceeded => Code::DeadlineExceeded,
+        Cgroup::Internal => Code::Internal,
+    }
+}
+
+fn spec_code(error: &pinnace_spec::Error) -> Code {
+    use pinnace_spec::Code as Spec;
+    match error.code() {
+        Spec::InvalidArgument => Code::InvalidArgument,
+        Spec::NotFound => Code::NotFound,
+        Spec::FailedPrecondition => Code::FailedPrecondition,
+        Spec::Internal => Code::Internal,
+    }
+}
+
+fn pull_code(error: &pinnace_pull::Error) -> Code {
+    let _ = error;
+    Code::Internal
+}
+
+impl From<pinnace_spec::image::Error> for Error {
+    fn from(error: pinnace_spec::image::Error) -> Self {
+        Self::Spec(error.into())
+    }
+}
+
+impl From<pinnace_spec::user::Error> for Error {
+    fn from(error: pinnace_spec::user::Error) -> Self {
+        Self::Spec(error.into())
+    }
+}

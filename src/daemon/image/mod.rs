@@ -1,0 +1,26 @@
+//! Images by whatever name a request uses for them.
+
+use std::sync::Arc;
+
+use oci_spec::image::ImageConfiguration;
+use pinnace_registry::Reference;
+use pinnace_store::ImageRecord;
+
+use crate::error::{Error, Within as _};
+use crate::node::Node;
+
+/// The image with this tag, digest reference, id, or unique beginning of an id. What cannot be a name of an image is no
+/// error: there is just no such image (as the CRI wants it).
+pub fn find(node: &Node, name: &str) -> Option<Arc<ImageRecord>> {
+    let named = name.parse::<Reference>().ok().and_then(|reference| node.store.image(&reference.to_string()));
+    named.or_else(|| node.store.image(name))
+}
+
+/// The image's configuration, verified when it was stored.
+pub fn configuration(node: &Node, image: &ImageRecord) -> Result<ImageConfiguration, Error> {
+    let what = || format!("configuration of image {}", image.id);
+    let bytes = node.store.blob(image.id.digest()).within(what)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|source| crate::record::Error::Json { path: image.id.to_string().into(), source })
+        .within(what)
+}

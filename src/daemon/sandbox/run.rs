@@ -1,0 +1,238 @@
+//! RunPodSandbox: record, namespaces, network, monitor; all of it or nothing.
+//!
+//! The record is on disk, as [`Phase::Starting`], before anything exists that could leak; a daemon that finds it so at
+//! start-up undoes the rest ([`undo`] works from the id alone).
+
+use std::iter;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use pinnace_launcher::protocol::{Ready, Reply, Request, Setup};
+use pinnace_network::{Attachment, Netns};
+use pinnace_spec::sysctl::{OwnedNamespaces, sysctls};
+
+use super::record::{
+    NamespaceMode, Phase, RECORD_VERSION, SandboxConfig, SandboxNetwork, SandboxRecord,
+};
+use super::{Sandbox, files};
+use crate::clock;
+use crate::error::{Error, Within as _};
+use crate::id::SandboxId;
+use crate::monitor::Monitor;
+use crate::node::Node;
+use crate::record as disk;
+
+/// Sysctls that a pod with its own network gets unless it says otherwise: any user may bind low ports and ping, as the
+/// peers have it.
+const DEFAULT_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
+/// oom_score_adj of a shared PID namespace's init: it goes after the pod's containers.
+const INIT_OOM_SCORE_ADJ: i32 = -998;
+
+/// Runs a sandbox, or joins the call that is running it.
+pub async fn run(node: &Node, mut config: SandboxConfig) -> Result<SandboxId, Error> {
+    if config.namespaces.network == NamespaceMode::Pod && config.hostname.is_empty() {
+        config.hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    }
+    let what = format!("run sandbox {}", config.name);
+    let operation = start(node.shared()?, config.clone());
+    let id = node.sandbox_runs.run(config.name, operation).await.within(|| what)?;
+    if let Some(sandbox) = node.sandboxes.exact(id.as_str()) {
+        sandbox.delivered.store(true, Ordering::Relaxed);
+    }
+    Ok(id)
+}
+
+async fn start(node: Arc<Node>, config: SandboxConfig) -> Result<SandboxId, Error> {
+    let id = SandboxId::random();
+    if let Err(holder) = node.sandboxes.reserve(&config.name, id.as_str()) {
+        return taken(&node, &config, &holder);
+    }
+    let name = config.name.clone();
+    let built = build(&node, &id, config).await;
+    match built {
+        Ok(sandbox) => {
+            sandbox.follow_monitor(&node);
+            node.sandboxes.insert(id.as_str(), sandbox);
+            tracing::info!(sandbox_id = %id, name = %name, "sandbox ready");
+            Ok(id)
+        }
+        Err(error) => {
+            undo(&node, &id).await;
+            node.sandboxes.release(&name, id.as_str());
+            Err(error)
+        }
+    }
+}
+
+/// A sandbox of that name whose id nobody received, because the caller's deadline had passed, is what a retry wants.
+fn taken(node: &Node, config: &SandboxConfig, holder: &str) -> Result<SandboxId, Error> {
+    match node.sandboxes.exact(holder) {
+        Some(sandbox)
+            if !sandbox.delivered.load(Ordering::Relaxed)
+                && sandbox.config == *config
+                && sandbox.phase() == Phase::Ready =>
+        {
+            Ok(sandbox.id.clone())
+        }
+        _ => Err(Error::SandboxNameTaken { name: config.name.to_string(), holder: holder.to_owned() }),
+    }
+}
+
+async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Result<Arc<Sandbox>, Error> {
+    let own_network = config.namespaces.network == NamespaceMode::Pod;
+    let setup = setup(node, id, &config)?;
+    let record = SandboxRecord {
+        version: RECORD_VERSION,
+        id: id.clone(),
+        created_at_ns: clock::realtime_ns(),
+        own_cgroup: config.cgroup_parent.is_none().then(|| own_cgroup(node, id)),
+        config,
+        phase: Phase::Starting,
+        network: if own_network { SandboxNetwork::Detached } else { SandboxNetwork::Host },
+        monitor_pid: 0,
+        monitor_start_ticks: 0,
+        init_pid: 0,
+    };
+    let (sandbox, netns, descriptors) = node
+        .blocking(move |node| {
+            let directory = node.sandbox_directory(&record.id);
+            let netns = own_network.then(|| node.network.take_netns()).transpose()?;
+            prepare(&directory, &record)?;
+            let run_directory = open_directory(&directory)?;
+            let joined = netns.as_ref().map(|netns| duplicate(netns.fd())).transpose()?;
+            Ok((Sandbox::new(record, directory, None), netns, Descriptors { run_directory, netns: joined }))
+        })
+        .await?;
+    let sandbox = Arc::new(sandbox);
+
+    // The network needs the namespace but not the monitor; both are waited for whatever becomes of the other, so that
+    // nothing is still being made when a failure is undone.
+    let (attachment, monitor) = tokio::join!(
+        attach(node, &sandbox, netns),
+        monitor(node, &sandbox, setup, descriptors)
+    );
+    let (monitor, ready) = monitor?;
+    sandbox.set_monitor(Some(monitor));
+    let attachment = attachment.within(|| "attach network".to_owned())?;
+    sandbox.change(|record| {
+        record.phase = Phase::Ready;
+        record.monitor_pid = ready.pid;
+        record.init_pid = ready.init_pid;
+        if let Some(attachment) = attachment {
+            record.network = SandboxNetwork::Attached(attachment);
+        }
+    })?;
+    Ok(sandbox)
+}
+
+/// What the monitor is given, in the order of its slots.
+struct Descriptors {
+    run_directory: OwnedFd,
+    netns: Option<OwnedFd>,
+}
+
+fn duplicate(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    descriptor.try_clone_to_owned().map_err(Error::io("duplicate", "network namespace"))
+}
+
+fn own_cgroup(node: &Node, id: &SandboxId) -> String {
+    format!("{}/{id}", node.config.container.cgroup_parent.trim_end_matches('/'))
+}
+
+fn prepare(directory: &Path, record: &SandboxRecord) -> Result<(), Error> {
+    disk::make_directory(directory)?;
+    disk::write(&Sandbox::record_path(directory), record)?;
+    let hostname = match record.config.hostname.as_str() {
+        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        name => name.to_owned(),
+    };
+    files::write(directory, &record.config, &hostname)
+}
+
+/// A directory as a descriptor that the monitor is given.
+pub(crate) fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open directory", path)(error.into()))
+}
+
+/// What the monitor is to become; everything that the caller can have got wrong is found here, before anything is made.
+fn setup(node: &Node, id: &SandboxId, config: &SandboxConfig) -> Result<Setup, Error> {
+    let own_network = config.namespaces.network == NamespaceMode::Pod;
+    let owned = OwnedNamespaces {
+        network: own_network,
+        ipc: config.namespaces.ipc == NamespaceMode::Pod,
+        uts: own_network,
+    };
+    let defaults = DEFAULT_SYSCTLS
+        .into_iter()
+        .filter(|(key, _)| own_network && !config.sysctls.contains_key(*key));
+    let given = config.sysctls.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let floor = node.facts.oom_score_adj_floor.unwrap_or(INIT_OOM_SCORE_ADJ);
+    Ok(Setup {
+        sandbox_id: id.to_string(),
+        run_directory: 0,
+        network: own_network.then_some(1),
+        ipc: owned.ipc,
+        hostname: config.hostname.clone(),
+        shm_bytes: node.config.container.shm_size,
+        sysctls: sysctls(defaults.chain(given), owned)?,
+        share_pid: config.namespaces.pid == NamespaceMode::Pod,
+        cgroup: None,
+        oom_score_adj: Some(INIT_OOM_SCORE_ADJ.max(floor)),
+    })
+}
+
+async fn attach(
+    node: &Node,
+    sandbox: &Arc<Sandbox>,
+    netns: Option<Netns>,
+) -> Result<Option<Attachment>, Error> {
+    let Some(mut netns) = netns else { return Ok(None) };
+    let sandbox = Arc::clone(sandbox);
+    node.blocking(move |node| {
+        let ports = &sandbox.config.port_mappings;
+        Ok(Some(node.network.attach(sandbox.id.as_str(), &mut netns, ports)?))
+    })
+    .await
+}
+
+async fn monitor(
+    node: &Arc<Node>,
+    sandbox: &Sandbox,
+    setup: Setup,
+    descriptors: Descriptors,
+) -> Result<(Arc<Monitor>, Ready), Error> {
+    let monitor = Monitor::spawn(node, &sandbox.id).await?;
+    let slots: Vec<_> =
+        iter::once(&descriptors.run_directory).chain(&descriptors.netns).map(AsFd::as_fd).collect();
+    match monitor.request(Request::Setup(setup), &slots).await {
+        Ok(Reply::Ready(ready)) => Ok((monitor, ready)),
+        Ok(other) => Err(Error::unexpected(&sandbox.id, &other)),
+        Err(error) => {
+            monitor.shutdown().await;
+            Err(error)
+        }
+    }
+}
+
+/// Takes back whatever a run that failed or was cut short has made. Problems are logged: the caller already has one.
+pub async fn undo(node: &Node, id: &SandboxId) {
+    let directory = node.sandbox_directory(id);
+    match Monitor::connect(node, id, &directory).await {
+        Ok((monitor, _)) => monitor.shutdown().await,
+        Err(error) => tracing::debug!(sandbox_id = %id, error = error.chain(), "no monitor to end"),
+    }
+    let own = id.clone();
+    let undone = node.blocking(move |node| {
+        node.network.detach(own.as_str(), None)?;
+        Ok(disk::remove_directory(&node.sandbox_directory(&own))?)
+    });
+    if let Err(error) = undone.await {
+        tracing::error!(sandbox_id = %id, error = error.chain(), "undo a failed sandbox");
+    }
+}

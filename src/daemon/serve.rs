@@ -1,0 +1,167 @@
+//! The daemon's life: open what it works on, recover, serve, drain.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use pinnace_cgroup::Hierarchy;
+use pinnace_cri_api::v1::image_service_server::ImageServiceServer;
+use pinnace_cri_api::v1::runtime_service_server::RuntimeServiceServer;
+use pinnace_network::{Cidr, InterfaceName, Network, Range};
+use pinnace_pull::Puller;
+use pinnace_registry::Client;
+use pinnace_spec::Facts;
+use pinnace_store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::config::{self, Config};
+use crate::cri::Services;
+use crate::node::{Node, Parts};
+use crate::{logging, recover, socket, state_lock};
+
+/// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
+const MESSAGE_BYTES: usize = 16 << 20;
+
+/// How long a stopped pod's device may take to go by itself before it is deleted.
+const NETWORK_LINGER: Duration = Duration::from_secs(1);
+
+/// Serves the CRI until a signal ends it. Containers run on.
+pub fn serve(config: Config) -> anyhow::Result<()> {
+    logging::init(&config.daemon.log_level, config.daemon.log_format)?;
+    let _lock = state_lock::StateLock::acquire(&config.daemon.root, &config.daemon.run)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(run(config))
+}
+
+async fn run(config: Config) -> anyhow::Result<()> {
+    let path = config.socket();
+    let grace = config.daemon.drain_timeout;
+    // Bound before recovery: a client that comes early waits in the backlog instead of being refused.
+    let listener = socket::listen(&path)?;
+    listener.set_nonblocking(true).context("make the socket asynchronous")?;
+    let listener = tokio::net::UnixListener::from_std(listener).context("register the socket")?;
+    let parts = tokio::task::spawn_blocking(move || open(config)).await??;
+    let node = Node::new(parts);
+    recover::recover(&node).await.context("recover")?;
+
+    let services = Services::new(Arc::clone(&node));
+    let server = tonic::transport::Server::builder()
+        .add_service(
+            RuntimeServiceServer::new(services.clone())
+                .max_decoding_message_size(MESSAGE_BYTES)
+                .max_encoding_message_size(MESSAGE_BYTES * 4),
+        )
+        .add_service(
+            ImageServiceServer::new(services)
+                .max_decoding_message_size(MESSAGE_BYTES)
+                .max_encoding_message_size(MESSAGE_BYTES),
+        );
+    let stop = node.closing.clone();
+    let accepting = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
+        stop.cancelled().await;
+    });
+    let serving = tokio::spawn(accepting);
+    tracing::info!(socket = %path.display(), "serving");
+    sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell the service manager")?;
+
+    wait_for_signal().await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("draining; containers run on");
+    node.tasks.close();
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(grace, node.tasks.wait()) => drained.is_ok(),
+        second = wait_for_signal() => { second?; false }
+    };
+    if !drained {
+        tracing::warn!("operations under way were cut short; the next start completes or undoes them");
+    }
+    node.closing.cancel();
+    let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;
+    let close = tokio::task::spawn_blocking(move || {
+        // What is left of a node without pods is nothing: the layers' mounts go too.
+        if node.sandboxes.all().is_empty() && node.containers.all().is_empty() {
+            node.store.release_pins()?;
+        }
+        Ok(drop(node))
+    });
+    close.await?
+}
+
+fn open(config: Config) -> anyhow::Result<Parts> {
+    let root = &config.daemon.root;
+    let run = &config.daemon.run;
+    let mut options = pinnace_store::Options::new(root.join("store"), run.join("store"));
+    options.form = match config.image.layer_form {
+        config::LayerForm::Auto => None,
+        config::LayerForm::TarErofs => Some(pinnace_store::LayerForm::TarErofs),
+        config::LayerForm::Directory => Some(pinnace_store::LayerForm::Directory),
+    };
+    let store = Arc::new(Store::open(options).context("open the store")?);
+    tracing::info!(form = ?store.form(), why = store.form_reason(), "layer form");
+    let network = Network::open(network_options(&config)?).context("open the network")?;
+    let hierarchy = Hierarchy::detect().context("find cgroups")?;
+    let facts = Facts::detect().context("find out what this kernel can do")?;
+    let monitor_program =
+        pinnace_launcher::client::seal(pinnace_monitor_image::BYTES).context("seal the monitor's program")?;
+    let kernel = pinnace_seccomp::KernelVersion::current();
+    let registry = Client::new(registry_options(&config)).context("set up the registry client")?;
+    Ok(Parts {
+        puller: Puller::new(Arc::clone(&store), Arc::new(registry), pull_options(&config)),
+        network: Arc::new(network),
+        store,
+        hierarchy,
+        facts,
+        kernel,
+        monitor_program,
+        config,
+    })
+}
+
+fn network_options(config: &Config) -> anyhow::Result<pinnace_network::Options> {
+    let network = &config.network;
+    let bridge: InterfaceName = network.bridge.parse().context("network.bridge")?;
+    let v4 = network.ipv4_subnet.map(|subnet| (subnet.network.into(), subnet.prefix));
+    let v6 = network.ipv6_subnet.map(|subnet| (subnet.network.into(), subnet.prefix));
+    let range = |(address, prefix)| {
+        let cidr = Cidr::new(address, prefix).context("prefix length")?;
+        anyhow::Ok(Range::new(cidr)?)
+    };
+    let ranges = v4.into_iter().chain(v6).map(range).collect::<anyhow::Result<_>>();
+    let state_dir = config.daemon.root.join("network");
+    Ok(pinnace_network::Options {
+        ipam_dir: state_dir.join("addresses"),
+        state_dir,
+        name: network.bridge.clone(),
+        bridge,
+        ranges: ranges.context("network subnets")?,
+        mtu: Some(network.mtu).filter(|mtu| *mtu != 0),
+        masquerade: network.ip_masq,
+        direct: Vec::new(),
+        pool_size: usize::try_from(network.pool_size)?,
+        linger: NETWORK_LINGER,
+    })
+}
+
+fn registry_options(config: &Config) -> pinnace_registry::Options {
+    pinnace_registry::Options {
+        hosts_dirs: config.image.registry_config_dirs.clone(),
+        insecure: config.image.insecure_registries.clone(),
+        stall_timeout: config.image.stall_timeout,
+        ..Default::default()
+    }
+}
+
+fn pull_options(config: &Config) -> pinnace_pull::Options {
+    pinnace_pull::Options::default()
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watch SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}

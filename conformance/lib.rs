@@ -20,6 +20,7 @@ pub mod cri;
 pub mod daemon;
 pub mod images;
 pub mod leak;
+pub mod log;
 pub mod node;
 pub mod process;
 pub mod registry;

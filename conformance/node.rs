@@ -4,14 +4,16 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use pinnace_cri_api::v1::{ContainerConfig, PodSandboxConfig};
+use pinnace_cri_api::v1::{ContainerConfig, ContainerStatus, PodSandboxConfig};
 
 use crate::cri::{Answer, Cri, container_config, pod_config};
 use crate::daemon::Daemon;
 use crate::images::{Layout, catalog};
 use crate::leak::{Ledger, Scope};
+use crate::log;
 use crate::registry::{PLAIN, Registry};
 use crate::skip;
 use crate::world::World;
@@ -34,6 +36,28 @@ pub struct Node {
     pub world: Arc<World>,
 }
 
+/// A pod in which containers are run one after the other.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Id of the sandbox.
+    pub id: String,
+    /// As it was run.
+    pub config: PodSandboxConfig,
+}
+
+/// How a container ended and what it wrote.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Id of the container.
+    pub container: String,
+    /// Its last state.
+    pub status: ContainerStatus,
+    /// What it wrote to its standard output, from its log.
+    pub stdout: String,
+    /// What it wrote to its standard error, from its log.
+    pub stderr: String,
+}
+
 /// A pod with one started container.
 #[derive(Clone, Debug)]
 pub struct Running {
@@ -48,11 +72,11 @@ pub struct Running {
 impl Node {
     /// Starts one with the default configuration; where that is impossible says so, and the test is skipped.
     pub fn start() -> Option<Node> {
-        Node::start_with("")
+        Node::start_changed(|config| config)
     }
 
-    /// Starts one; `config` is TOML that follows the configuration all tests need.
-    pub fn start_with(config: &str) -> Option<Node> {
+    /// Starts one; `change` is made to the configuration that all tests have.
+    pub fn start_changed(change: impl FnOnce(String) -> String) -> Option<Node> {
         let world = match World::new() {
             Ok(world) => Arc::new(world),
             Err(reason) => {
@@ -61,12 +85,12 @@ impl Node {
             }
         };
         let registry = Registry::start(world.clone());
-        let daemon = Daemon::start(world.clone(), &(Node::config(&world) + config));
+        let daemon = Daemon::start(world.clone(), &change(Node::config(&world)));
         let cri = Cri::new(&daemon.socket);
         Some(Node { cri, daemon, registry, images: catalog::layout(), world })
     }
 
-    /// What every test needs, as TOML whose last section is `[container]`.
+    /// What every test needs.
     pub fn config(world: &World) -> String {
         let certs = world.dir().join("certs.d");
         format!(
@@ -145,6 +169,46 @@ impl Node {
         let pod = self.pod(name);
         let container = self.container(&pod, "main", &image, &["sh", "-euc", script]);
         self.run(&pod, &container).await.unwrap_or_else(|status| panic!("run {name}: {status:?}"))
+    }
+
+    /// Runs a pod without containers; `change` is made to what the kubelet would send.
+    pub async fn run_pod(&self, name: &str, change: impl FnOnce(&mut PodSandboxConfig)) -> Pod {
+        let mut config = self.pod(name);
+        change(&mut config);
+        let id = self.cri.run_pod(&config).await.unwrap_or_else(|status| panic!("run {name}: {status:?}"));
+        Pod { id, config }
+    }
+
+    /// Runs a container in a pod to its end; `change` is made to what the kubelet would send.
+    pub async fn run_to_end(
+        &self,
+        pod: &Pod,
+        config: ContainerConfig,
+        change: impl FnOnce(&mut ContainerConfig),
+    ) -> Ended {
+        let mut config = config;
+        change(&mut config);
+        let started = self.run_in(&pod.id, &pod.config, &config).await;
+        let started = started.unwrap_or_else(|status| panic!("run a container: {status:?}\n{config:?}"));
+        let status = self.cri.exited(&started.container).await;
+        let entries = log::read(&started.log).unwrap_or_else(|error| panic!("log: {error}"));
+        let text = |stream: &str| String::from_utf8_lossy(&log::stream(&entries, stream)).into_owned();
+        Ended { container: started.container, status, stdout: text("stdout"), stderr: text("stderr") }
+    }
+
+    /// Runs a shell script in a new busybox container of a pod, changed as the test wants it; it must succeed.
+    pub async fn script(&self, pod: &Pod, script: &str, change: impl FnOnce(&mut ContainerConfig)) -> String {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("script-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let image = self.images.image_id("busybox");
+        let config = self.container(&pod.config, &name, &image, &["sh", "-euc", script]);
+        let ended = self.run_to_end(pod, config, change).await;
+        assert_eq!(
+            ended.status.exit_code, 0,
+            "{script}\n{}{}\n{:?}",
+            ended.stdout, ended.stderr, ended.status
+        );
+        ended.stdout
     }
 
     /// Stops and removes a pod.

@@ -1,2 +1,32 @@
-//! The node: the real program driven as the kubelet drives it.
-fn main() {}
+//! The node: the real program, driven as the kubelet drives it. One module per theme; every test has a machine, a
+//! registry and a daemon of its own.
+
+#![allow(clippy::large_futures, reason = "a test awaits one future on a stack of its own")]
+#![allow(clippy::unwrap_used, reason = "all of this is tests")]
+
+mod crash;
+mod errors;
+mod exec_sync;
+mod image_status;
+mod lifecycle;
+mod logs;
+mod mounts;
+mod network;
+mod pull;
+mod resources;
+mod runtime;
+mod sandbox;
+mod security;
+mod users;
+
+/// A file that is not declared above would be a suite that never runs.
+#[test]
+fn every_file_is_a_module() {
+    let declared = include_str!("main.rs");
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/node");
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        assert!(name == "main" || declared.contains(&format!("\nmod {name};\n")), "{}", path.display());
+    }
+}

@@ -1,0 +1,169 @@
+//! Limits: what is asked for is what the kernel has, and what happens at the limit is told.
+
+use pinnace_conformance::cri::ContainerConfigParts as _;
+use pinnace_conformance::node::{Node, Running};
+use pinnace_cri_api::v1::*;
+use tonic::Code;
+
+const MIB: i64 = 1 << 20;
+
+/// A file of the cgroup of the container that sleeps for 4245 seconds: of v1 by controller, of v2 by its other name.
+fn cgroup_file(node: &Node, controller: &str, v1: &str, v2: &str) -> String {
+    let pid = node.world.sh("grep -lzx 4245 /proc/[0-9]*/cmdline | tail -1");
+    let proc = node.world.inside(pid.trim().trim_end_matches("/cmdline"));
+    let cgroups = std::fs::read_to_string(proc.join("cgroup")).unwrap();
+    let of = |wanted: &str| {
+        cgroups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            controllers.split(',').any(|name| name == wanted).then_some(path.to_string())
+        })
+    };
+    // Seen from here the path begins at our root of the hierarchy; the world's own part is its directory's.
+    let (path, file) = of(controller).map_or_else(|| (of("").expect("a v2 path"), v2), |path| (path, v1));
+    let world = node.world.cgroup(controller, "").expect("a hierarchy");
+    let name = world.file_name().unwrap().to_string_lossy().into_owned();
+    let inside = path.split_once(&*name).map_or(&*path, |(_, inside)| inside);
+    let file = world.join(inside.trim_start_matches('/')).join(file);
+    std::fs::read_to_string(&file)
+        .unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+        .trim()
+        .to_string()
+}
+
+async fn sleeping(node: &Node, name: &str, change: impl FnOnce(&mut ContainerConfig)) -> Running {
+    let image = node.image("busybox").await;
+    let pod = node.pod(name);
+    let mut config = node.container(&pod, "main", &image, &["sleep", "4245"]);
+    change(&mut config);
+    node.run(&pod, &config).await.unwrap_or_else(|status| panic!("run {name}: {status:?}"))
+}
+
+async fn update(node: &Node, id: &str, linux: LinuxContainerResources) -> Result<(), tonic::Status> {
+    let request =
+        UpdateContainerResourcesRequest { container_id: id.into(), linux: Some(linux), ..Default::default() };
+    node.cri.runtime().update_container_resources(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn limits_are_in_force_and_can_be_changed() {
+    let Some(node) = Node::start() else { return };
+    let running = sleeping(&node, "limits", |config| {
+        let resources = config.resources();
+        (resources.cpu_period, resources.cpu_quota, resources.cpu_shares) = (50_000, 25_000, 512);
+        resources.memory_limit_in_bytes = 64 * MIB;
+        resources.cpuset_cpus = "0".into();
+        resources.oom_score_adj = 321;
+    })
+    .await;
+    let v2 = node.world.is_cgroup_v2();
+    let read = |controller, v1, v2| cgroup_file(&node, controller, v1, v2);
+    assert_eq!(read("memory", "memory.limit_in_bytes", "memory.max"), (64 * MIB).to_string());
+    if v2 {
+        assert_eq!(read("cpu", "", "cpu.max"), "25000 50000");
+    } else {
+        assert_eq!(read("cpu", "cpu.cfs_quota_us", ""), "25000");
+        assert_eq!(read("cpu", "cpu.cfs_period_us", ""), "50000");
+        assert_eq!(read("cpu", "cpu.shares", ""), "512");
+    }
+    assert_eq!(read("cpuset", "cpuset.cpus", "cpuset.cpus"), "0");
+    assert_eq!(node.cri.sh(&running.container, "cat /proc/1/oom_score_adj").await, "321\n");
+    let status = node.cri.status(&running.container).await.unwrap();
+    let reported = status.resources.unwrap().linux.unwrap();
+    assert_eq!((reported.cpu_quota, reported.memory_limit_in_bytes), (25_000, 64 * MIB));
+
+    // What is zero or empty stays as it is.
+    let change =
+        LinuxContainerResources { memory_limit_in_bytes: 96 * MIB, cpu_quota: 30_000, ..Default::default() };
+    update(&node, &running.container, change).await.unwrap();
+    assert_eq!(read("memory", "memory.limit_in_bytes", "memory.max"), (96 * MIB).to_string());
+    if v2 {
+        assert_eq!(read("cpu", "", "cpu.max"), "30000 50000");
+    } else {
+        assert_eq!(read("cpu", "cpu.cfs_quota_us", ""), "30000");
+        assert_eq!(read("cpu", "cpu.shares", ""), "512");
+    }
+    let status = node.cri.status(&running.container).await.unwrap();
+    let reported = status.resources.unwrap().linux.unwrap();
+    assert_eq!((reported.cpu_quota, reported.memory_limit_in_bytes), (30_000, 96 * MIB));
+    assert_eq!((reported.cpu_period, reported.cpu_shares, &*reported.cpuset_cpus), (50_000, 512, "0"));
+    node.remove(&running.pod).await;
+}
+
+#[tokio::test]
+async fn update_that_cannot_be_is_refused_whole() {
+    let Some(node) = Node::start() else { return };
+    let running =
+        sleeping(&node, "refused", |config| config.resources().memory_limit_in_bytes = 64 * MIB).await;
+    let before = node.cri.status(&running.container).await.unwrap();
+    let wrong =
+        LinuxContainerResources { cpu_quota: 20_000, cpuset_cpus: "4000".into(), ..Default::default() };
+    let answer = update(&node, &running.container, wrong).await;
+    assert!(pinnace_conformance::cri::failure(answer).1.contains("4000"));
+    assert_eq!(node.cri.status(&running.container).await.unwrap(), before, "part of the update was applied");
+    let quota = cgroup_file(&node, "cpu", "cpu.cfs_quota_us", "cpu.max");
+    assert!(quota == "-1" || quota.starts_with("max"), "part of the update is in force: {quota}");
+    let unknown = "c".repeat(64);
+    let answer =
+        update(&node, &unknown, LinuxContainerResources { cpu_shares: 2, ..Default::default() }).await;
+    node.assert_fails(answer, Code::NotFound, &unknown);
+}
+
+#[tokio::test]
+async fn created_container_can_be_updated() {
+    let Some(node) = Node::start() else { return };
+    let image = node.image("busybox").await;
+    let pod = node.run_pod("created", |_| {}).await;
+    let config = node.container(&pod.config, "main", &image, &["sleep", "4245"]);
+    let id = node.cri.create(&pod.id, &pod.config, &config).await.unwrap();
+    let change = LinuxContainerResources { memory_limit_in_bytes: 48 * MIB, ..Default::default() };
+    update(&node, &id, change).await.unwrap();
+    node.cri.start(&id).await.unwrap();
+    let limit = cgroup_file(&node, "memory", "memory.limit_in_bytes", "memory.max");
+    assert_eq!(limit, (48 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn memory_beyond_the_limit_is_oom_killed() {
+    let Some(node) = Node::start() else { return };
+    let before = node.baseline().await;
+    let image = node.images.image_id("busybox");
+    let pod = node.run_pod("oom", |_| {}).await;
+    let limit = |config: &mut ContainerConfig| {
+        config.resources().memory_limit_in_bytes = 24 * MIB;
+        config.resources().memory_swap_limit_in_bytes = 24 * MIB;
+    };
+    let eat = "dd if=/dev/zero of=/dev/null bs=200M count=1";
+    for (name, command, reason) in [
+        ("itself", &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"][..], "OOMKilled"),
+        // The first process dies at once: nobody may look at its cgroup too late.
+        ("at-once", &["sh", "-c", &format!("exec {eat}")], "OOMKilled"),
+    ] {
+        let config = node.container(&pod.config, name, &image, command);
+        let ended = node.run_to_end(&pod, config, limit).await;
+        assert_eq!((ended.status.exit_code, &*ended.status.reason), (137, reason), "{name}");
+    }
+    // Killed, but not by the kernel; and ended by itself after a child was killed.
+    let config = node.container(&pod.config, "killed", &image, &["sh", "-c", "kill -9 $$"]);
+    let ended = node
+        .run_to_end(&pod, config, |config| {
+            limit(config);
+            config.namespaces().pid = NamespaceMode::Node.into();
+        })
+        .await;
+    assert_eq!((ended.status.exit_code, &*ended.status.reason), (137, "Error"));
+    node.remove(&pod.id).await;
+    node.assert_nothing_left(&before);
+}
+
+#[tokio::test]
+async fn exec_counts_in_the_containers_cgroup() {
+    let Some(node) = Node::start() else { return };
+    let running = sleeping(&node, "exec", |config| config.resources().memory_limit_in_bytes = 24 * MIB).await;
+    let eat = ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"];
+    let done = node.cri.exec(&running.container, &eat, 30).await.unwrap();
+    assert_ne!(done.exit_code, 0, "a command had more memory than its container");
+    let own = node.cri.sh(&running.container, "cat /proc/self/cgroup | grep -v ':memory:\\|::' | sort").await;
+    let first = node.cri.sh(&running.container, "cat /proc/1/cgroup | grep -v ':memory:\\|::' | sort").await;
+    assert_eq!(own, first);
+}

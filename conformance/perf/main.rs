@@ -1,0 +1,140 @@
+//! Measures pinnace beside Debian's containerd and runc, in interleaved rounds on one machine.
+//!
+//! ```text
+//! perf [--rounds 3] [--pods 12] [--execs 20] [--crowd 48] [--only pinnace|containerd] [--skip pods|exec|crowd|pull]...
+//! ```
+//! Every figure in the project's documents comes from here: `conformance/perf/run`. Both runtimes run for the whole time,
+//! each in a private machine of its own, and take turns; who is first changes from round to round. The pods are those
+//! of a kubelet: cgroup parent, DNS, mounts, variables, masked paths, no_new_privs, seccomp RuntimeDefault.
+
+#![allow(clippy::large_futures, reason = "one task with a stack of its own")]
+
+mod content;
+mod measure;
+mod report;
+mod runtime;
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use content::Large;
+use measure::Network;
+use report::Report;
+use runtime::{Kind, Runtime};
+
+const CONCURRENCY: usize = 16;
+
+struct Plan {
+    rounds: usize,
+    pods: usize,
+    execs: usize,
+    crowd: usize,
+    kinds: Vec<Kind>,
+    skip: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let plan = match Plan::read(std::env::args().skip(1)) {
+        Ok(plan) => plan,
+        Err(message) => {
+            let _ = writeln!(io::stderr(), "perf: {message}");
+            return ExitCode::from(64);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start tokio");
+    let text = runtime.block_on(Box::pin(measure_all(&plan)));
+    let _ = io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+async fn measure_all(plan: &Plan) -> String {
+    let small = tempfile::tempdir().expect("temporary directory");
+    let small = content::workload(small.path());
+    let large = plan.does("pull").then(content::large);
+    let mut runtimes = Vec::new();
+    for &kind in &plan.kinds {
+        runtimes.push(Box::pin(Runtime::start(kind, &small)).await);
+    }
+    let mut report = Report::default();
+    // What is made once and kept is made here.
+    for runtime in &runtimes {
+        measure::sequential(runtime, Network::Bridge, 2, "warm", &mut Report::default()).await;
+    }
+    for round in 0..plan.rounds {
+        report.round = round;
+        let mut order: Vec<&Runtime> = runtimes.iter().collect();
+        let turn = round % order.len();
+        order.rotate_left(turn);
+        let tag = format!("r{round}");
+        for what in ["pods", "exec", "crowd", "pull"].into_iter().filter(|what| plan.does(what)) {
+            for runtime in &order {
+                let _ = writeln!(io::stderr(), "round {}, {what}: {}", round + 1, runtime.kind.name());
+                match (what, &large) {
+                    ("pods", _) => {
+                        for network in [Network::Bridge, Network::Host] {
+                            measure::sequential(runtime, network, plan.pods, &tag, &mut report).await;
+                        }
+                    }
+                    ("exec", _) => measure::exec(runtime, plan.execs, &tag, &mut report).await,
+                    ("crowd", _) => measure::crowd(runtime, plan.crowd, CONCURRENCY, &tag, &mut report).await,
+                    (_, Some(Large { layout, .. })) => {
+                        measure::pull(runtime, layout, round, &mut report).await
+                    }
+                    _ => {}
+                }
+                runtime.settle();
+            }
+        }
+    }
+    describe(plan, &runtimes, large.as_ref()) + &report.table(&plan.kinds)
+}
+
+fn describe(plan: &Plan, runtimes: &[Runtime], large: Option<&Large>) -> String {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let kernel = rustix::system::uname();
+    let mut text = format!("{cpus} CPUs, Linux {}", kernel.release().to_string_lossy());
+    for runtime in runtimes {
+        let _ = write!(text, "; {}", runtime.version);
+    }
+    let Plan { rounds, pods, execs, crowd, .. } = plan;
+    let _ = write!(text, ". {rounds} rounds: {pods} pods in turn, {execs} ExecSync, {crowd} pods at once");
+    if let Some(large) = large {
+        let _ = write!(text, "; large image: {}", large.size);
+    }
+    text + ".\nMedian [min-max] of all samples; ratio: median [min-max] of the rounds.\n\n"
+}
+
+impl Plan {
+    fn read(mut arguments: impl Iterator<Item = String>) -> Result<Plan, String> {
+        let mut plan = Plan {
+            rounds: 3,
+            pods: 12,
+            execs: 20,
+            crowd: 48,
+            kinds: vec![Kind::Pinnace, Kind::Containerd],
+            skip: Vec::new(),
+        };
+        while let Some(flag) = arguments.next() {
+            let value = arguments.next().ok_or_else(|| format!("{flag} needs a value"))?;
+            let number = || {
+                value.parse::<usize>().ok().filter(|&n| n > 0).ok_or(format!("{flag} {value}: not a count"))
+            };
+            match flag.as_str() {
+                "--rounds" => plan.rounds = number()?,
+                "--pods" => plan.pods = number()?,
+                "--execs" => plan.execs = number()?,
+                "--crowd" => plan.crowd = number()?,
+                "--only" if value == "pinnace" => plan.kinds = vec![Kind::Pinnace],
+                "--only" if value == "containerd" => plan.kinds = vec![Kind::Containerd],
+                "--skip" if ["pods", "exec", "crowd", "pull"].contains(&&*value) => plan.skip.push(value),
+                _ => return Err(format!("unknown: {flag} {value}")),
+            }
+        }
+        Ok(plan)
+    }
+
+    fn does(&self, what: &str) -> bool {
+        !self.skip.iter().any(|skipped| skipped == what)
+    }
+}

@@ -1,0 +1,280 @@
+//! The runtimes that are compared, each in a private machine of its own.
+//!
+//! ```text
+//! World ─ docker-registry ─ store: fresh ext4 with a journal, on a loop device over tmpfs
+//!       └ pinnace serve, or Debian's containerd + runc + CNI plugins
+//! ```
+//! Both have the same subnet, the same masquerading bridge, cgroupfs and the same registry. The store is mounted so,
+//! because on a file system without a journal inodes are not used again for minutes and each search for a free one
+//! is paid by whoever comes next.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinnace_conformance::cri::Cri;
+use pinnace_conformance::daemon::Daemon;
+use pinnace_conformance::images::{Layout, debian};
+use pinnace_conformance::process::{Process, poll};
+use pinnace_conformance::registry::{PLAIN, Registry};
+use pinnace_conformance::world::World;
+use rustix::process::Signal;
+
+use crate::content::WORKLOAD;
+
+const SUBNET: &str = "10.88.0.0/16";
+const STORE_MIB: u64 = 6 << 10;
+
+/// Which runtime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Ours.
+    Pinnace,
+    /// The peer.
+    Containerd,
+}
+
+impl Kind {
+    /// As it is called in the report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Pinnace => "pinnace",
+            Kind::Containerd => "containerd + runc",
+        }
+    }
+}
+
+/// One that runs.
+#[derive(Debug)]
+pub struct Runtime {
+    /// Which.
+    pub kind: Kind,
+    /// The client.
+    pub cri: Cri,
+    /// Id of the small image.
+    pub image: String,
+    /// What its program says of its version.
+    pub version: String,
+    _daemon: Option<Daemon>,
+    peer: Option<(Child, Process)>,
+    store: Store,
+    /// The registry that it pulls from.
+    pub registry: Registry,
+    /// The private machine.
+    pub world: Arc<World>,
+}
+
+impl Runtime {
+    /// Starts one with the small image pulled.
+    pub async fn start(kind: Kind, small: &Layout) -> Runtime {
+        let world = Arc::new(World::new().unwrap_or_else(|reason| panic!("no private machine: {reason}")));
+        let store = Store::mount(&world);
+        let registry = Registry::start(world.clone());
+        registry.push(small, WORKLOAD, WORKLOAD, "1");
+        let (daemon, peer, socket) = match kind {
+            Kind::Pinnace => {
+                let daemon = Daemon::start(world.clone(), &pinnace_config());
+                let socket = daemon.socket.clone();
+                (Some(daemon), None, socket)
+            }
+            Kind::Containerd => {
+                let (child, process, socket) = containerd(&world);
+                (None, Some((child, process)), socket)
+            }
+        };
+        let cri = Cri::new(&socket);
+        let version = cri.runtime().version(tonic::Request::new(Default::default())).await;
+        let version =
+            version.unwrap_or_else(|status| panic!("{}: Version: {status:?}", kind.name())).into_inner();
+        let reference = format!("{PLAIN}/{WORKLOAD}:1");
+        let image = cri.pull(&reference).await.unwrap_or_else(|status| panic!("{}: {status:?}", kind.name()));
+        let version = format!("{} {}", version.runtime_name, version.runtime_version);
+        Runtime { kind, cri, image, version, _daemon: daemon, peer, store, registry, world }
+    }
+
+    /// Where the kubelet has the logs of pods, as the runtime is told.
+    pub fn logs(&self) -> PathBuf {
+        self.world.dir().join("logs")
+    }
+
+    /// Memory of all that the runtime needs besides the workload: proportional set sizes in kB, of everything in this
+    /// private machine that is not the machine's, the registry's or the workload's.
+    pub fn pss_kb(&self) -> u64 {
+        let name =
+            self.world.cgroups()[0].dir.file_name().expect("a cgroup's name").to_string_lossy().into_owned();
+        let mine = format!("/{name}");
+        let processes = fs::read_dir("/proc").expect("read /proc").flatten().map(|entry| entry.path());
+        processes
+            .filter(|proc| {
+                proc.file_name().is_some_and(|pid| pid.as_encoded_bytes().iter().all(u8::is_ascii_digit))
+            })
+            .filter(|proc| fs::read_to_string(proc.join("cgroup")).is_ok_and(|text| text.contains(&mine)))
+            .filter(|proc| {
+                let comm = fs::read_to_string(proc.join("comm")).unwrap_or_default();
+                !["sh", "cat", "nsenter", "unshare", "docker-registry", "workload"].contains(&comm.trim())
+            })
+            .filter_map(|proc| pss_kb(&proc))
+            .sum()
+    }
+
+    /// Waits until nothing of what was written is left to write, so that no one else pays for it.
+    pub fn settle(&self) {
+        self.world.sh("sync");
+    }
+
+    /// Does what the kubelet did before RunPodSandbox: the pod's directories, in the machine, and its cgroups.
+    pub fn prepare_pod(&self, log_directory: &str, container: &str, cgroup_parent: &str) {
+        let logs = self.world.inside(log_directory).join(container);
+        fs::create_dir_all(&logs).unwrap_or_else(|error| panic!("{}: {error}", logs.display()));
+        for cgroup in self.world.cgroups() {
+            let mut dir = cgroup.dir.clone();
+            for part in cgroup_parent.split('/').filter(|part| !part.is_empty()) {
+                let parent = dir.clone();
+                dir.push(part);
+                make_cgroup(&parent, &dir, cgroup.v1_options.is_empty());
+            }
+        }
+    }
+
+    /// Undoes it after the pod is gone.
+    pub fn forget_pod(&self, log_directory: &str, cgroup_parent: &str) {
+        let _ = fs::remove_dir_all(self.world.inside(log_directory));
+        for cgroup in self.world.cgroups() {
+            // Fails when the runtime left something in it, which is not what is measured here.
+            let _ = fs::remove_dir(cgroup.dir.join(cgroup_parent.trim_start_matches('/')));
+        }
+    }
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        if let Some((child, process)) = &mut self.peer {
+            process.signal(Signal::KILL);
+            let _ = child.wait();
+        }
+        let _ = fs::remove_file(&self.store.image);
+    }
+}
+
+fn pss_kb(proc: &Path) -> Option<u64> {
+    let text = fs::read_to_string(proc.join("smaps_rollup")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next()?.parse().ok())
+}
+
+/// The file behind the loop device; the device goes with the last mount of it.
+#[derive(Debug)]
+struct Store {
+    image: PathBuf,
+}
+
+impl Store {
+    fn mount(world: &World) -> Store {
+        let dir = world.dir().display();
+        let name = world.dir().file_name().expect("a name").to_string_lossy().into_owned();
+        let image = PathBuf::from(format!("/dev/shm/{name}.ext4"));
+        let script = format!(
+            "mkdir {dir}/root {dir}/run {dir}/logs\n\
+             mount -t tmpfs -o mode=0700 tmpfs {dir}/run\n\
+             mount -t tmpfs -o mode=0755 tmpfs {dir}/logs\n\
+             truncate -s {STORE_MIB}M {image}\n\
+             mkfs.ext4 -q -F {image}\n\
+             mount -o loop {image} {dir}/root\n\
+             rmdir {dir}/root/lost+found\n\
+             chmod 0700 {dir}/root\n",
+            image = image.display()
+        );
+        world.sh(&script);
+        Store { image }
+    }
+}
+
+fn pinnace_config() -> String {
+    format!(
+        "[network]\nipv4_subnet = \"{SUBNET}\"\nipv6_subnet = \"\"\n\n[container]\ncgroup_driver = \"cgroupfs\"\n"
+    )
+}
+
+/// Debian's packages, unpacked but not installed; the world has an empty /etc/containerd and /etc/cni.
+fn containerd(world: &World) -> (Child, Process, PathBuf) {
+    let containerd = debian::unpacked("containerd").join("usr/bin");
+    let runc = debian::unpacked("runc").join("usr/sbin/runc");
+    let plugins = debian::unpacked("containernetworking-plugins").join("usr/lib/cni");
+    let dir = world.dir();
+    let cni = dir.join("cni");
+    fs::create_dir_all(&cni).expect("make a directory");
+    let conflist = serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": "perf",
+        "plugins": [
+            {
+                "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true,
+                "ipam": {
+                    "type": "host-local",
+                    "dataDir": "/run/cni",
+                    "ranges": [[{ "subnet": SUBNET }]],
+                    "routes": [{ "dst": "0.0.0.0/0" }],
+                },
+            },
+            { "type": "portmap", "capabilities": { "portMappings": true } },
+        ],
+    });
+    fs::write(cni.join("10-perf.conflist"), conflist.to_string()).expect("write the conflist");
+    // Without CAP_SYS_RESOURCE a negative oom_score_adj cannot be set, and it insists unless told otherwise.
+    let config = format!(
+        "version = 2\n\
+         [plugins.\"io.containerd.grpc.v1.cri\"]\n\
+         sandbox_image = \"{PLAIN}/{WORKLOAD}:1\"\n\
+         restrict_oom_score_adj = true\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
+         bin_dir = {plugins:?}\n\
+         conf_dir = {cni:?}\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n\
+         runtime_type = \"io.containerd.runc.v2\"\n\
+         [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\n\
+         BinaryName = {runc:?}\n"
+    );
+    let file = dir.join("containerd.toml");
+    fs::write(&file, config).expect("write the configuration");
+    let socket = dir.join("containerd.sock");
+    let log = fs::File::create(dir.join("containerd.log")).expect("create a log");
+    let path =
+        format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", containerd.display());
+    let mut command = world.command(containerd.join("containerd"));
+    command
+        .arg("--config")
+        .arg(&file)
+        .arg("--root")
+        .arg(dir.join("root"))
+        .arg("--state")
+        .arg(dir.join("run"));
+    command.arg("--address").arg(&socket).env("PATH", path).stdin(Stdio::null());
+    command.stdout(log.try_clone().expect("duplicate a file")).stderr(log);
+    let (child, process) = world.spawn(&mut command);
+    let booted = || fs::read_to_string(dir.join("containerd.log")).unwrap_or_default();
+    let started = poll(Duration::from_secs(30), || booted().contains("successfully booted").then_some(()));
+    assert!(started.is_some(), "containerd does not start:\n{}", booted());
+    (child, process, socket)
+}
+
+/// As the kubelet makes them: on v2 with all controllers handed down.
+fn make_cgroup(parent: &Path, dir: &Path, v2: bool) {
+    if dir.exists() {
+        return;
+    }
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
+    if v2 {
+        for controller in read(parent.join("cgroup.controllers")).split_whitespace() {
+            let _ = fs::write(parent.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+    }
+    fs::create_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        if !v2 && dir.join(file).exists() {
+            let value = read(parent.join(file));
+            fs::write(dir.join(file), value.trim())
+                .unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        }
+    }
+}

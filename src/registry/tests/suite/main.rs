@@ -1,0 +1,8 @@
+//! The client against registries that behave, registries that do not, and a real one.
+
+mod auth;
+mod debian;
+mod fetch;
+mod mirror;
+mod resolve;
+mod world;

@@ -261,7 +261,7 @@ fn name_host(
         };
         validate::line(field, name, 64)?;
         if !namespaces.owned.uts {
-            return Err(Error::invalid(field, "the UTS namespace is the host's"));
+            return Err(Error::invalid(field, "the UTS namespace is not its own"));
         }
         if namespaces.fresh_uts() && !sysctls.iter().any(|sysctl| sysctl.key == key) {
             sysctls.push(plan::Sysctl { key: key.to_owned(), value: name.to_owned() });

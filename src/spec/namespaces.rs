@@ -3,7 +3,7 @@
 //! | in the list | the pod owns one, path is the pod's | another path | no path | absent |
 //! |---|---|---|---|---|
 //! | network, ipc, uts | inherited from the monitor | joined | fresh | the host's; an error when the pod owns one |
-//! | pid | the pod's init, or the target container | joined | fresh | the host's |
+//! | pid | the pod's init, or the target container | refused | fresh | the host's |
 //! | cgroup | | joined | fresh | the host's |
 //! | mount | | refused | fresh | refused |
 //! | user | | refused | refused | the host's |
@@ -86,7 +86,12 @@ pub(crate) fn lower(
             }
             None => false,
             Some(path) if path.is_some() && path == pods => true,
-            Some(Some(path)) => lowered.join(typ, flag, path, slots)?,
+            Some(Some(path)) => {
+                let namespace = open(typ, path)?;
+                lowered.plan.join.push(plan::NamespaceJoin { kind: flag, slot: slots.push(namespace) });
+                // Whoever made it decides about its parameters.
+                false
+            }
             Some(None) => {
                 lowered.plan.create |= flag;
                 true
@@ -107,30 +112,11 @@ pub(crate) fn lower(
                 lowered.plan.target_container.clone_from(container)
             }
             _ if pod.pid.as_deref() == Some(path) => lowered.plan.pod_pid = true,
-            _ => {
-                lowered.join(LinuxNamespaceType::Pid, NEW_PID, path, slots)?;
-            }
+            // A process is born into a PID namespace by way of one that is in it, not by setns(2) on itself.
+            _ => return Err(Error::unsupported(FIELD, "a PID namespace of another pod")),
         },
     }
     Ok(lowered)
-}
-
-impl Lowered {
-    /// Adds a join; says whether the namespace differs from our own.
-    fn join(
-        &mut self,
-        typ: LinuxNamespaceType,
-        flag: u64,
-        path: &Path,
-        slots: &mut Slots,
-    ) -> Result<bool, Error> {
-        let namespace = open(typ, path)?;
-        // Our own namespaces are the host's.
-        let own = open(typ, Path::new(&format!("/proc/thread-self/ns/{}", file(typ))))?;
-        let differs = identity(typ, path, &namespace)? != identity(typ, path, &own)?;
-        self.plan.join.push(plan::NamespaceJoin { kind: flag, slot: slots.push(namespace) });
-        Ok(differs)
-    }
 }
 
 /// Opens a namespace file and makes sure that it is one of the kind asked for, not any file of that path.
@@ -161,15 +147,6 @@ fn open(typ: LinuxNamespaceType, path: &Path) -> Result<OwnedFd, Error> {
         return Err(Error::invalid(FIELD, format!("{} is not a {} namespace", path.display(), name(typ))));
     }
     Ok(namespace)
-}
-
-fn identity(typ: LinuxNamespaceType, path: &Path, namespace: &OwnedFd) -> Result<u64, Error> {
-    let stat = rustix::fs::fstat(namespace).map_err(|errno| Error::Namespace {
-        kind: name(typ),
-        path: path.to_owned(),
-        errno,
-    })?;
-    Ok(stat.st_ino)
 }
 
 fn name(typ: LinuxNamespaceType) -> &'static str {
@@ -275,13 +252,14 @@ mod tests {
             &[(Mount, None), (Network, Some("/dev/null"))],
             &[(Mount, None), (Network, Some("/proc/self/ns/ipc"))],
             &[(Mount, None), (Network, Some("/proc/self/ns/net\0"))],
+            &[(Mount, None), (Pid, Some("/proc/self/ns/pid"))],
         ] {
             assert!(lowered(refused, &pod).is_err(), "{refused:?}");
         }
     }
 
     #[test]
-    fn joining_the_hosts_own_namespace_owns_nothing() {
+    fn joining_a_namespace_owns_nothing() {
         let entries =
             [(Mount, None), (Network, Some("/proc/thread-self/ns/net")), (Uts, Some("/proc/self/ns/uts"))];
         let mut slots = Slots::new();

@@ -14,7 +14,7 @@ use pinnace_launcher::plan;
 
 use crate::{Error, validate};
 
-/// Namespaces that are not the host's.
+/// Namespaces that the pod or container owns: neither the host's nor somebody else's that it joined.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OwnedNamespaces {
     /// `net.*`
@@ -30,15 +30,12 @@ const VALUE_BYTES: usize = 4095;
 const KEY_BYTES: usize = 512;
 
 /// Keys of the IPC namespace (ipc_namespaces(7)).
-const IPC: [&str; 12] = [
+const IPC: [&str; 9] = [
     "kernel.auto_msgmni",
-    "kernel.msg_next_id",
     "kernel.msgmax",
     "kernel.msgmnb",
     "kernel.msgmni",
     "kernel.sem",
-    "kernel.sem_next_id",
-    "kernel.shm_next_id",
     "kernel.shm_rmid_forced",
     "kernel.shmall",
     "kernel.shmmax",
@@ -106,7 +103,7 @@ fn allowed(field: &str, key: &str, owned: OwnedNamespaces) -> Result<(), Error> 
             "is not a parameter of a namespace: it would change the whole machine",
         ));
     };
-    if has { Ok(()) } else { Err(Error::invalid(field, format!("the {namespace} namespace is the host's"))) }
+    if has { Ok(()) } else { Err(Error::invalid(field, format!("the {namespace} namespace is not its own"))) }
 }
 
 fn shortened(text: &str) -> String {
@@ -175,7 +172,7 @@ mod tests {
         ] {
             let error = sysctls([(key, "1")], owned).unwrap_err();
             assert_eq!(error.code(), crate::Code::InvalidArgument);
-            assert!(error.to_string().contains("the host's"), "{error}");
+            assert!(error.to_string().contains("not its own"), "{error}");
             assert!(one(key, "1", ALL).is_some());
         }
     }

@@ -1,5 +1,7 @@
 use std::os::fd::AsFd;
 
+use proptest::prelude::*;
+
 use oci_spec::runtime::LinuxSeccomp;
 use rustix::fs::{Mode, OFlags};
 
@@ -308,4 +310,100 @@ fn a_failed_lowering_keeps_no_descriptor() {
     });
     assert_eq!(result.unwrap_err().code(), Code::NotFound);
     assert_eq!(open(), before);
+}
+
+/// Every text and number of a document, as a path of keys.
+fn leaves(value: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(map) => {
+            map.iter().for_each(|(key, value)| leaves(value, &format!("{path}/{key}"), found));
+        }
+        serde_json::Value::Array(list) => {
+            list.iter()
+                .enumerate()
+                .for_each(|(index, value)| leaves(value, &format!("{path}/{index}"), found));
+        }
+        _ => found.push(path.to_owned()),
+    }
+}
+
+fn slots_of(plan: &plan::LaunchPlan) -> Vec<plan::Slot> {
+    let mut slots = vec![plan.rootfs];
+    slots.extend(plan.namespaces.iter().flat_map(|namespaces| &namespaces.join).map(|join| join.slot));
+    slots.extend(plan.devices.iter().filter_map(|device| device.fallback));
+    slots.extend(plan.mounts.iter().filter_map(|mount| match mount.source {
+        Some(plan::MountSource::Tree(slot)) => Some(slot),
+        _ => None,
+    }));
+    slots
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn hostile_specs_are_refused_or_sound(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), prop_oneof![
+            prop::sample::select(vec![
+                "", "/", "..", "/../..", "/proc", "/proc/self/fd/3", "/sys", "/dev", "/a\0b", "x=\ny", "bind", "rbind",
+                "rslave", "tmpfs", "proc", "-1", "4294967295", "network", "ro", "c", "p", "ALL",
+            ]).prop_map(|text| serde_json::Value::from(text)),
+            any::<i64>().prop_map(serde_json::Value::from),
+            any::<u32>().prop_map(serde_json::Value::from),
+            "[a-z/.=\u{0}-\u{1f}]{0,12}".prop_map(serde_json::Value::from),
+            Just(serde_json::Value::Null),
+        ]), 1..6),
+    ) {
+        let facts = Facts::detect().unwrap();
+        let spec = spec(&facts, |spec| {
+            let mut mounts = defaults::mounts();
+            mounts.push(bind("/data", "/tmp", &["rbind", "rro"]));
+            spec.set_mounts(Some(mounts));
+            spec.set_hostname(Some("h".into()));
+            linux(spec, |linux| {
+                linux.set_sysctl(Some([("net.core.somaxconn".to_owned(), "1".to_owned())].into()));
+                linux.set_devices(Some(crate::devices::host_device(Path::new("/dev/null"), Path::new("/dev/n"), "").unwrap().nodes));
+                let mut namespaces = linux.namespaces().clone().unwrap();
+                for typ in ["network", "uts"] {
+                    let mut namespace = oci_spec::runtime::LinuxNamespace::default();
+                    namespace.set_typ(typ.try_into().unwrap());
+                    namespaces.push(namespace);
+                }
+                linux.set_namespaces(Some(namespaces));
+                linux.set_rootfs_propagation(Some("private".into()));
+            });
+        });
+        prop_assert!(lower(&spec, context(&facts)).is_ok());
+        let mut document = serde_json::to_value(&spec).unwrap();
+        let mut paths = Vec::new();
+        leaves(&document, "", &mut paths);
+        for (index, value) in changes {
+            let path = index.get(&paths);
+            if let Some(leaf) = document.pointer_mut(path) {
+                *leaf = value;
+            }
+        }
+        let Ok(spec) = serde_json::from_value::<Spec>(document) else { return Ok(()) };
+        let Ok(lowered) = lower(&spec, context(&facts)) else { return Ok(()) };
+        let plan = &lowered.plan;
+        let mut targets: Vec<&[u8]> = plan.mounts.iter().map(|mount| mount.target.as_slice()).collect();
+        targets.extend(plan.devices.iter().map(|device| device.path.as_slice()));
+        targets.extend(plan.masked_paths.iter().chain(&plan.read_only_paths).map(Vec::as_slice));
+        targets.push(&plan.process.as_ref().unwrap().cwd);
+        for target in targets {
+            prop_assert!(target.starts_with(b"/") && !target.contains(&0));
+            prop_assert!(!target.split(|byte| *byte == b'/').any(|part| part == b".."));
+        }
+        for slot in slots_of(plan) {
+            prop_assert!(usize::try_from(slot).unwrap() < lowered.descriptors.len());
+        }
+        let process = plan.process.as_ref().unwrap();
+        prop_assert!(process.groups.contains(&process.gid));
+        prop_assert!(process.args.iter().chain(&process.env).all(|text| !text.contains(&0)));
+        prop_assert_eq!(process.capabilities.unwrap().bounding & !facts.bounding, 0);
+        for sysctl in &plan.sysctls {
+            prop_assert!(["net.", "kernel.hostname", "kernel.domainname"].iter().any(|key| sysctl.key.starts_with(key)));
+            prop_assert!(!sysctl.value.contains(['\0', '\n']));
+        }
+    }
 }

@@ -59,6 +59,12 @@ pub enum IpamError {
         /// The block.
         cidr: Cidr,
     },
+    /// A network name that is not the name of a directory.
+    #[error("{name:?} is not a network name: a bare file name")]
+    NetworkName {
+        /// What was given.
+        name: String,
+    },
     /// Another program holds the lock.
     #[error("{path} is locked by another program")]
     Locked {
@@ -171,19 +177,33 @@ pub struct Ipam {
     lock: OwnedFd,
     taken: BTreeMap<IpAddr, Owner>,
     by_sandbox: BTreeMap<String, BTreeSet<IpAddr>>,
-    last: BTreeMap<usize, IpAddr>,
+    last: BTreeMap<usize, Last>,
+}
+
+/// The address given last of a range, and the file that says so, once we wrote it.
+#[derive(Debug)]
+struct Last {
+    address: IpAddr,
+    file: Option<OwnedFd>,
 }
 
 /// Who has an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Owner {
     sandbox: String,
+    interface: String,
 }
 
 impl Ipam {
     /// Opens `<dir>/<network>` and reads what is taken.
     pub fn open(dir: &Path, network: &str) -> Result<Self, IpamError> {
-        let path = dir.join(network);
+        if network.is_empty() || network.contains(['/', '\0']) || matches!(network, "." | "..") {
+            return Err(IpamError::NetworkName { name: network.to_owned() });
+        }
+        Ipam::open_directory(dir.join(network))
+    }
+
+    fn open_directory(path: PathBuf) -> Result<Self, IpamError> {
         let failed = |call| {
             let path = path.clone();
             move |source| IpamError::File { call, path, source }
@@ -287,7 +307,7 @@ impl Ipam {
         position: usize,
         range: &Range,
     ) -> Result<IpAddr, IpamError> {
-        let mut address = range.successor(self.last.get(&position).copied().unwrap_or(range.last));
+        let mut address = range.successor(self.last.get(&position).map_or(range.last, |last| last.address));
         let start = address;
         for _ in 0..SEARCH_MAX {
             if address != range.gateway && !self.taken.contains_key(&address) {
@@ -311,17 +331,43 @@ impl Ipam {
     }
 
     fn create(&mut self, address: IpAddr, sandbox: &str, interface: &str) -> Result<(), IpamError> {
+        match self.create_file(address, sandbox, interface) {
+            Err(IpamError::File { source: Errno::NOENT, .. }) => {
+                self.restore()?;
+                self.create_file(address, sandbox, interface)?;
+            }
+            result => result?,
+        }
+        self.note(address, sandbox, interface);
+        Ok(())
+    }
+
+    fn create_file(&self, address: IpAddr, sandbox: &str, interface: &str) -> Result<(), IpamError> {
         let name = address.to_string();
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.directory, &name, flags, Mode::from_raw_mode(0o600))
             .map_err(|source| self.failed("create", &name, source))?;
         let record = format!("{sandbox}\r\n{interface}");
-        if let Err(source) = write_all(&file, record.as_bytes()) {
+        write_all(&file, record.as_bytes()).map_err(|source| {
             // The name exists but says nothing: take it back, or leave it to recovery if even that fails.
             let _ = rustix::fs::unlinkat(&self.directory, &name, AtFlags::empty());
-            return Err(self.failed("write", &name, source));
+            self.failed("write", &name, source)
+        })
+    }
+
+    /// Makes the directory again, with all that we know of, after someone removed it.
+    fn restore(&mut self) -> Result<(), IpamError> {
+        let mut restored = Ipam::open_directory(self.path.clone())?;
+        for (address, owner) in &self.taken {
+            if !restored.taken.contains_key(address) {
+                restored.create_file(*address, &owner.sandbox, &owner.interface)?;
+                restored.note(*address, &owner.sandbox, &owner.interface);
+            }
         }
-        self.note(address, sandbox);
+        for (position, last) in &self.last {
+            restored.last.insert(*position, Last { address: last.address, file: None });
+        }
+        *self = restored;
         Ok(())
     }
 
@@ -342,13 +388,27 @@ impl Ipam {
         Ok(())
     }
 
+    /// Writes in place: the file is only a hint, and emptying a file first makes ext4 write it out at once.
     fn remember(&mut self, position: usize, address: IpAddr) -> Result<(), IpamError> {
         let name = format!("last_reserved_ip.{position}");
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&self.directory, &name, flags, Mode::from_raw_mode(0o600))
-            .and_then(|file| write_all(&file, address.to_string().as_bytes()))
+        let (file, length) = match self.last.remove(&position) {
+            Some(Last { address, file: Some(file) }) => (file, address.to_string().len()),
+            _ => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(&self.directory, &name, flags, Mode::from_raw_mode(0o600))
+                    .map_err(|source| self.failed("open", &name, source))?;
+                (file, usize::MAX)
+            }
+        };
+        let text = address.to_string();
+        let shorten = || match u64::try_from(text.len()) {
+            Ok(shorter) if text.len() < length => rustix::fs::ftruncate(&file, shorter),
+            _ => Ok(()),
+        };
+        rustix::io::pwrite(&file, text.as_bytes(), 0)
+            .and_then(|_| shorten())
             .map_err(|source| self.failed("write", &name, source))?;
-        self.last.insert(position, address);
+        self.last.insert(position, Last { address, file: Some(file) });
         Ok(())
     }
 
@@ -371,7 +431,7 @@ impl Ipam {
                 name.strip_prefix("last_reserved_ip.").and_then(|position| position.parse().ok())
                 && let Some(address) = self.contents(&name)?.and_then(|text| text.trim().parse().ok())
             {
-                self.last.insert(position, address);
+                self.last.insert(position, Last { address, file: None });
             }
         }
         Ok(())
@@ -380,13 +440,16 @@ impl Ipam {
     /// Notes an address by what its file says.
     fn note_foreign(&mut self, address: IpAddr) -> Result<(), IpamError> {
         if let Some(record) = self.contents(&address.to_string())? {
-            self.note(address, record.lines().next().unwrap_or_default().trim());
+            let mut lines = record.lines().map(str::trim);
+            let (sandbox, interface) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+            self.note(address, sandbox, interface);
         }
         Ok(())
     }
 
-    fn note(&mut self, address: IpAddr, sandbox: &str) {
-        self.taken.insert(address, Owner { sandbox: sandbox.to_owned() });
+    fn note(&mut self, address: IpAddr, sandbox: &str, interface: &str) {
+        let owner = Owner { sandbox: sandbox.to_owned(), interface: interface.to_owned() };
+        self.taken.insert(address, owner);
         self.by_sandbox.entry(sandbox.to_owned()).or_default().insert(address);
     }
 
@@ -396,6 +459,8 @@ impl Ipam {
         let file = match rustix::fs::openat(&self.directory, name, flags, Mode::empty()) {
             Ok(file) => file,
             Err(Errno::NOENT) => return Ok(None),
+            // A symbolic link is nobody's address; what it points to is none of our business.
+            Err(Errno::LOOP) => return Ok(Some(String::new())),
             Err(source) => return Err(self.failed("open", name, source)),
         };
         let mut bytes = vec![0; RECORD_MAX];
@@ -445,4 +510,194 @@ fn write_all(file: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
         bytes = bytes.get(written..).unwrap_or_default();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn range(text: &str) -> Range {
+        Range::new(text.parse().unwrap()).unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn one(ipam: &mut Ipam, sandbox: &str, range: Range) -> Result<IpAddr, IpamError> {
+        Ok(ipam.allocate(sandbox, "eth0", &[range])?[0].address())
+    }
+
+    #[test]
+    fn files_are_those_of_host_local() {
+        let dir = tempfile::tempdir().unwrap();
+        let ranges = [range("10.88.0.0/16"), range("fd00:88::/64")];
+        let mut ipam = Ipam::open(dir.path(), "pods").unwrap();
+        let given = ipam.allocate("f00d", "eth0", &ranges).unwrap();
+        assert_eq!(given, ["10.88.0.2/16".parse().unwrap(), "fd00:88::2/64".parse().unwrap()]);
+        let read = |name: &str| fs::read_to_string(dir.path().join("pods").join(name)).unwrap();
+        assert_eq!(read("10.88.0.2"), "f00d\r\neth0");
+        assert_eq!(read("fd00:88::2"), "f00d\r\neth0");
+        assert_eq!(
+            (read("last_reserved_ip.0"), read("last_reserved_ip.1")),
+            ("10.88.0.2".into(), "fd00:88::2".into())
+        );
+        assert!(dir.path().join("pods/lock").exists());
+        assert_eq!(ipam.allocate("f00d", "eth0", &ranges).unwrap(), given, "the same again");
+        ipam.release("f00d").unwrap();
+        ipam.release("f00d").unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("pods")).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn addresses_go_round_and_skip_what_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = range("10.1.0.0/29");
+        let mut ipam = Ipam::open(dir.path(), "pods").unwrap();
+        let given: Vec<_> = (0..5).map(|n| one(&mut ipam, &format!("s{n}"), block).unwrap()).collect();
+        assert_eq!(given, ["10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5", "10.1.0.6"].map(ip));
+        let full = one(&mut ipam, "s5", block).unwrap_err();
+        assert!(matches!(full, IpamError::Full { taken: 5, .. }), "{full}");
+        ipam.release("s1").unwrap();
+        ipam.release("s3").unwrap();
+        drop(ipam);
+        let mut ipam = Ipam::open(dir.path(), "pods").unwrap();
+        assert_eq!(one(&mut ipam, "s6", block).unwrap(), ip("10.1.0.3"));
+        assert_eq!(one(&mut ipam, "s7", block).unwrap(), ip("10.1.0.5"));
+    }
+
+    #[test]
+    fn a_dual_stack_failure_gives_back_the_first_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ipam = Ipam::open(dir.path(), "pods").unwrap();
+        let narrow = range("fd00::/64").between(ip("fd00::5"), ip("fd00::5")).unwrap();
+        let ranges = [range("10.1.0.0/24"), narrow];
+        ipam.allocate("one", "eth0", &ranges).unwrap();
+        assert!(matches!(ipam.allocate("two", "eth0", &ranges), Err(IpamError::Full { .. })));
+        assert_eq!(ipam.sandboxes().collect::<Vec<_>>(), ["one"]);
+        assert!(!dir.path().join("pods/10.1.0.3").exists());
+    }
+
+    #[test]
+    fn what_others_took_meanwhile_is_respected() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = range("10.1.0.0/29");
+        let mut ours = Ipam::open(dir.path(), "pods").unwrap();
+        let mut theirs = Ipam::open(dir.path(), "pods").unwrap();
+        assert_eq!(one(&mut theirs, "theirs", block).unwrap(), ip("10.1.0.2"));
+        assert_eq!(one(&mut ours, "ours", block).unwrap(), ip("10.1.0.3"));
+        assert_eq!(ours.of("theirs").collect::<Vec<_>>(), [ip("10.1.0.2")]);
+    }
+
+    #[test]
+    fn programs_at_once_never_get_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = range("10.1.0.0/24");
+        let given: Vec<IpAddr> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|t| {
+                    let dir = dir.path();
+                    scope.spawn(move || {
+                        let mut ipam = Ipam::open(dir, "pods").unwrap();
+                        let take = |n| one(&mut ipam, &format!("s{t}-{n}"), block).unwrap();
+                        (0..50).map(take).collect::<Vec<_>>()
+                    })
+                })
+                .collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), 200);
+    }
+
+    #[test]
+    fn the_empty_files_of_a_crash_belong_to_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("pods")).unwrap();
+        for (name, text) in [
+            ("10.1.0.2", ""),
+            ("10.1.0.3", "old-format-without-interface"),
+            ("10.1.0.4", "id\r\neth0"),
+            ("not-an-address", "x"),
+            ("last_reserved_ip.0", "garbage"),
+            ("last_reserved_ip.x", "10.1.0.9"),
+        ] {
+            fs::write(dir.path().join("pods").join(name), text).unwrap();
+        }
+        let mut ipam = Ipam::open(dir.path(), "pods").unwrap();
+        let owners: Vec<_> = ipam.sandboxes().map(str::to_owned).collect();
+        assert_eq!(owners, ["", "id", "old-format-without-interface"]);
+        ipam.release("").unwrap();
+        assert!(!dir.path().join("pods/10.1.0.2").exists());
+        assert_eq!(one(&mut ipam, "new", range("10.1.0.0/24")).unwrap(), ip("10.1.0.2"));
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_an_address_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("pods")).unwrap();
+        let target = dir.path().join("target");
+        std::os::unix::fs::symlink(&target, dir.path().join("pods/10.1.0.2")).unwrap();
+        let mut ipam = Ipam::open(dir.path(), "pods").unwrap();
+        assert_eq!(one(&mut ipam, "one", range("10.1.0.0/24")).unwrap(), ip("10.1.0.3"));
+        ipam.release("").unwrap();
+        assert!(!dir.path().join("pods/10.1.0.2").is_symlink() && !target.exists());
+    }
+
+    #[test]
+    fn a_removed_directory_comes_back_with_what_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = range("10.1.0.0/24");
+        let mut ipam = Ipam::open(dir.path(), "pods").unwrap();
+        one(&mut ipam, "one", block).unwrap();
+        fs::remove_dir_all(dir.path().join("pods")).unwrap();
+        assert_eq!(one(&mut ipam, "two", block).unwrap(), ip("10.1.0.3"));
+        let record = fs::read_to_string(dir.path().join("pods/10.1.0.2")).unwrap();
+        assert_eq!(record, "one\r\neth0");
+    }
+
+    #[test]
+    fn names_and_ranges_that_cannot_be() {
+        let dir = tempfile::tempdir().unwrap();
+        for bad in ["", ".", "..", "a/b", "/etc"] {
+            assert!(matches!(Ipam::open(dir.path(), bad), Err(IpamError::NetworkName { .. })), "{bad}");
+        }
+        for bad in ["10.1.0.0/31", "10.1.0.0/32", "fd00::/128"] {
+            assert!(Range::new(bad.parse().unwrap()).is_err(), "{bad}");
+        }
+        let block = range("10.1.0.0/24");
+        assert!(block.between(ip("10.1.0.0"), ip("10.1.0.9")).is_err());
+        assert!(block.between(ip("10.1.0.9"), ip("10.1.0.3")).is_err());
+        assert!(block.between(ip("10.1.0.1"), ip("10.1.0.1")).is_err(), "only the gateway");
+        assert!(block.between(ip("10.2.0.1"), ip("10.2.0.9")).is_err());
+        assert!(Range::with_gateway("10.1.0.0/24".parse().unwrap(), Some(ip("10.2.0.1"))).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn every_address_of_a_range_is_reached_once_in_a_round(length in 26u8..=30, low in 0u8..4) {
+            let block = Range::new(Cidr::new(IpAddr::from([10, 0, 0, low * 64]), length).unwrap()).unwrap();
+            let mut seen = BTreeSet::new();
+            let mut address = block.successor(block.last);
+            while seen.insert(address) {
+                prop_assert!(block.cidr().contains(address));
+                address = block.successor(address);
+            }
+            prop_assert_eq!(seen.len(), (1 << (32 - length)) - 2);
+        }
+
+        #[test]
+        fn any_contents_of_a_file_are_read(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("pods")).unwrap();
+            fs::write(dir.path().join("pods/10.1.0.2"), &text).unwrap();
+            fs::write(dir.path().join("pods/last_reserved_ip.0"), &text).unwrap();
+            let mut ipam = Ipam::open(dir.path(), "pods").unwrap();
+            prop_assert!(ipam.addresses().count() == 1);
+            prop_assert!(one(&mut ipam, "new", range("10.1.0.0/24")).unwrap() != ip("10.1.0.2"));
+        }
+    }
 }

@@ -39,7 +39,7 @@ mod teardown;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -86,11 +86,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// The usual network below a state directory: bridge `pinnace0`, 10.88.0.0/16, four namespaces ready.
-    pub fn new(state_dir: PathBuf) -> Self {
+    /// The usual network: bridge `pinnace0`, 10.88.0.0/16, four namespaces ready.
+    ///
+    /// `state_dir` outlives a reboot, `run_dir` need not: no address does. Address files are made and removed for
+    /// every pod, so `run_dir` is best in memory (/run).
+    pub fn new(state_dir: PathBuf, run_dir: &Path) -> Self {
         let cidr = Cidr::new([10, 88, 0, 0].into(), 16).expect("16 is a prefix length");
         Options {
-            ipam_dir: state_dir.join("networks"),
+            ipam_dir: run_dir.join("networks"),
             state_dir,
             name: "pinnace".to_owned(),
             bridge: "pinnace0".parse().expect("an interface name"),

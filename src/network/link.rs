@@ -44,7 +44,8 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_BRPORT_HAIRPIN: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
-const AF_UNSPEC: u8 = 0;
+/// The family of messages about links themselves.
+pub const AF_UNSPEC: u8 = 0;
 const AF_INET6: u16 = 10;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;

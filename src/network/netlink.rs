@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use pinnace_sys::netlink::Instruction;
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
@@ -283,6 +284,46 @@ pub struct Listener {
     fd: OwnedFd,
 }
 
+/// Which datagrams a [`Listener`] wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Those of this message type whose family byte, the first of the payload, is this.
+    Kind(u16, u8),
+    /// Those that the socket with this port did not cause.
+    NotFrom(u32),
+}
+
+impl Which {
+    /// Classic BPF, which loads numbers in network byte order.
+    fn program(self) -> Vec<Instruction> {
+        const LOAD_WORD: u16 = 0x20;
+        const LOAD_HALF: u16 = 0x28;
+        const LOAD_BYTE: u16 = 0x30;
+        const JUMP_IF_EQUAL: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        let one = |code, operand| Instruction { code, if_true: 0, if_false: 0, operand };
+        let unless = |operand, skip| Instruction { code: JUMP_IF_EQUAL, if_true: 0, if_false: skip, operand };
+        let (accept, drop) = (one(RETURN, u32::MAX), one(RETURN, 0));
+        match self {
+            Which::Kind(kind, family) => {
+                let kind = u16::from_be_bytes(kind.to_ne_bytes()).into();
+                let header = u32::try_from(message::HEADER_LEN).unwrap_or(16);
+                vec![
+                    one(LOAD_HALF, 4),
+                    unless(kind, 3),
+                    one(LOAD_BYTE, header),
+                    unless(family.into(), 1),
+                    accept,
+                    drop,
+                ]
+            }
+            Which::NotFrom(port) => {
+                vec![one(LOAD_WORD, 12), unless(u32::from_be_bytes(port.to_ne_bytes()), 1), drop, accept]
+            }
+        }
+    }
+}
+
 /// What a [`Listener`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heard {
@@ -303,6 +344,12 @@ impl Listener {
         bind(&fd, &SocketAddrNetlink::new(0, mask))
             .map_err(|source| NetlinkError::Socket { call: "bind", source })?;
         Ok(Listener { fd })
+    }
+
+    /// Lets only datagrams pass whose first message `which` describes, so that nobody is woken for others.
+    pub fn narrow(&self, which: Which) -> Result<(), NetlinkError> {
+        pinnace_sys::netlink::filter(self.fd.as_fd(), &which.program())
+            .map_err(|source| NetlinkError::Socket { call: "setsockopt SO_ATTACH_FILTER", source })
     }
 
     /// Gives every message that is waiting to `on_message`.

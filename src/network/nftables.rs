@@ -124,6 +124,11 @@ impl Nftables {
         Ok(Nftables { socket, port })
     }
 
+    /// The port of the socket, which notifications name as their cause.
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
     /// Makes the table what it has to be, whatever it was, in one transaction.
     pub fn replace<'a>(
         &mut self,

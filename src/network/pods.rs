@@ -248,6 +248,11 @@ impl Pods {
         lock(&self.rules).is_damaged_by(message)
     }
 
+    /// The port of the socket that our rules are made by, if there is one.
+    pub(crate) fn rules_port(&self) -> Option<u32> {
+        lock(&self.rules).port()
+    }
+
     pub(crate) fn set_pod_cidr(&self, text: &str) -> Result<(), NetworkError> {
         if !lock(&self.ranges).set_pod_cidr(text)? {
             return Ok(());

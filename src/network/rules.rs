@@ -97,6 +97,11 @@ impl Rules {
         self.made && self.nftables.as_ref().is_some_and(|nftables| nftables.is_damaged_by(message))
     }
 
+    /// The port of the socket that the rules are made by, if there is one.
+    pub fn port(&self) -> Option<u32> {
+        self.nftables.as_ref().map(Nftables::port)
+    }
+
     /// Whether the table was made.
     pub fn made(&self) -> bool {
         self.made

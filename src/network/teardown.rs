@@ -26,7 +26,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use crate::NetworkError;
 use crate::bridge::{delete, host_ifname};
 use crate::link::{self, GROUP_LINK, RTM_DELLINK};
-use crate::netlink::{Family, Heard, Listener, Socket};
+use crate::netlink::{Family, Heard, Listener, Socket, Which};
 use crate::nftables::GROUP_NFTABLES;
 use crate::pods::{Pods, lock};
 
@@ -119,11 +119,17 @@ impl Watcher {
     /// Starts it; its sockets are of the calling thread's namespace, as is the thread.
     pub(crate) fn start(pods: Arc<Pods>) -> Result<Self, NetworkError> {
         let stop = Arc::new(AtomicBool::new(false));
+        let links = Listener::open(Family::Route, GROUP_LINK).map_err(NetworkError::Listen)?;
+        links.narrow(Which::Kind(RTM_DELLINK, link::AF_UNSPEC)).map_err(NetworkError::Listen)?;
+        // Without nf_tables there is nothing to listen to.
+        let rules = Listener::open(Family::Netfilter, GROUP_NFTABLES).ok();
+        if let (Some(rules), Some(port)) = (&rules, pods.rules_port()) {
+            rules.narrow(Which::NotFrom(port)).map_err(NetworkError::Listen)?;
+        }
         let watch = Watch {
             socket: Socket::open(Family::Route).map_err(NetworkError::Listen)?,
-            links: Listener::open(Family::Route, GROUP_LINK).map_err(NetworkError::Listen)?,
-            // Without nf_tables there is nothing to listen to.
-            rules: Listener::open(Family::Netfilter, GROUP_NFTABLES).ok(),
+            links,
+            rules,
             pods: Arc::clone(&pods),
             stop: Arc::clone(&stop),
             buffer: Vec::new(),

@@ -1,6 +1,6 @@
 //! The network on the real kernel. Every test has a network namespace of its own that plays the machine, so that
 //! nothing of the machine they run on is touched. They need root.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod host_ports;
 mod lifecycle;

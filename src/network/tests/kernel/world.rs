@@ -70,7 +70,7 @@ pub fn range(text: &str) -> Range {
 
 /// A dual-stack network below a directory.
 pub fn options(dir: &Path) -> Options {
-    let mut options = Options::new(dir.to_owned());
+    let mut options = Options::new(dir.to_owned(), dir);
     options.ranges = vec![range("10.88.0.0/16"), range("fd00:88::/64")];
     options.pool_size = 2;
     options.linger = Duration::from_millis(200);

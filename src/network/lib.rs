@@ -22,6 +22,7 @@
 
 mod address;
 mod bridge;
+mod conntrack;
 mod error;
 mod expression;
 mod hostport;

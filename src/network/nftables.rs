@@ -21,6 +21,7 @@
 use rustix::io::Errno;
 
 use crate::address::{Cidr, IpFamily, octets};
+use crate::conntrack::{self, Wrong};
 use crate::expression::{self as expr, Rule};
 use crate::hostport::{Forward, HostPort};
 use crate::message::{self, Attributes, Message, Request, Subject, flag};
@@ -146,6 +147,11 @@ impl Nftables {
         transaction.add_rules(policy);
         transaction.elements(NEWSETELEM, forwards.collect());
         transaction.commit(&mut self.socket)
+    }
+
+    /// Deletes remembered connections that a change of these forwards makes wrong.
+    pub fn forget(&mut self, forwards: &[Forward], why: Wrong) -> Result<(), NetlinkError> {
+        conntrack::forget(&mut self.socket, forwards, why)
     }
 
     /// Adds forwards of a sandbox, all or none.

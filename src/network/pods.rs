@@ -236,11 +236,15 @@ impl Pods {
         Ok(())
     }
 
-    /// Makes the rules anew after someone else removed parts of them.
+    /// Makes the rules anew.
     pub(crate) fn restore_rules(&self) {
-        tracing::warn!("someone removed parts of nf_tables table inet pinnace, which is made anew");
         let made = lock(&self.rules).replace();
         self.note_rules(made);
+    }
+
+    /// Whether the rules should be there and are not.
+    pub(crate) fn rules_missing(&self) -> bool {
+        lock(&self.rules).missing()
     }
 
     /// Whether a notification is about damage to our rules.
@@ -276,13 +280,13 @@ impl Pods {
         self.bring_up().map(|_| ())
     }
 
+    /// What is wrong with the rules is told by [`Pods::warnings`]; the network works without.
     fn note_rules(&self, made: Result<(), crate::NetlinkError>) {
-        let result = made.map_err(|error| chain(&error)).and_then(|()| {
-            // Only where the rule is that closes the other direction.
-            self.bridge.route_loopback().map_err(|error| chain(&error))
-        });
-        if let Err(error) = result {
-            tracing::warn!(error, "pods are not masqueraded, or host ports do not work");
+        // Only where the rule is that closes the other direction.
+        if made.is_ok()
+            && let Err(error) = self.bridge.route_loopback()
+        {
+            tracing::warn!(error = chain(&error), "host ports do not work from this machine's loopback");
         }
     }
 

@@ -4,6 +4,7 @@
 //! someone flushed it), an error if that fails too. A forward stays noted until the kernel has dropped it, so that
 //! an address is never given to a new pod while a host port of the old one still leads there.
 
+use crate::conntrack::Wrong;
 use crate::error::{Warning, chain};
 use crate::hostport::{Forward, HostPortError, HostPorts};
 use crate::message::Message;
@@ -16,6 +17,8 @@ pub struct Rules {
     nftables: Option<Nftables>,
     policy: Policy,
     ports: HostPorts,
+    /// Whether anyone asked for the table yet: before recovery the one of the last start stays as it is.
+    wanted: bool,
     made: bool,
     problem: Option<String>,
 }
@@ -23,8 +26,14 @@ pub struct Rules {
 impl Rules {
     /// Prepares the rules; nothing is changed in the kernel yet.
     pub fn open(policy: Policy) -> Self {
-        let mut rules =
-            Rules { nftables: None, policy, ports: HostPorts::default(), made: false, problem: None };
+        let mut rules = Rules {
+            nftables: None,
+            policy,
+            ports: HostPorts::default(),
+            wanted: false,
+            made: false,
+            problem: None,
+        };
         if let Err(error) = rules.connect() {
             rules.problem = Some(describe(&error));
         }
@@ -44,13 +53,11 @@ impl Rules {
         if forwards.is_empty() {
             return Ok(());
         }
-        if self.made
-            && let Some(nftables) = &mut self.nftables
-            && nftables.add(sandbox, &forwards).is_ok()
-        {
-            return Ok(());
+        if self.change(|nftables| nftables.add(sandbox, &forwards)).is_none() {
+            self.replace()?;
         }
-        self.replace()
+        self.forget(&forwards, Wrong::Unanswered);
+        Ok(())
     }
 
     /// Takes the ports of a sandbox away; it is no error if it has none.
@@ -61,12 +68,14 @@ impl Rules {
         if !self.made {
             return Ok(());
         }
-        if let Some(nftables) = &mut self.nftables
-            && nftables.remove(sandbox, &forwards).is_ok()
+        if self.change(|nftables| nftables.remove(sandbox, &forwards)).is_none()
+            && let Err(error) = self.replace()
         {
-            return Ok(());
+            self.ports.insert(sandbox, forwards);
+            return Err(error);
         }
-        self.replace().inspect_err(|_| self.ports.insert(sandbox, forwards))
+        self.forget(&forwards, Wrong::Forwarded);
+        Ok(())
     }
 
     /// Forgets all ports and notes these instead, of sandboxes that run; then makes the table anew.
@@ -88,7 +97,14 @@ impl Rules {
     pub fn replace(&mut self) -> Result<(), NetlinkError> {
         let result = self.try_replace();
         self.made = result.is_ok();
-        self.problem = result.as_ref().err().map(describe);
+        let problem = result.as_ref().err().map(describe);
+        if let Some(problem) = &problem
+            && self.problem.as_ref() != Some(problem)
+        {
+            tracing::warn!(problem, "pods are not masqueraded and host ports do not work");
+        }
+        self.problem = problem;
+        self.wanted = true;
         result
     }
 
@@ -107,6 +123,11 @@ impl Rules {
         self.made
     }
 
+    /// Whether the table should be there and is not.
+    pub fn missing(&self) -> bool {
+        self.wanted && !self.made
+    }
+
     /// Why pods are not masqueraded, if so.
     pub fn warning(&self) -> Option<Warning> {
         let problem = self.problem.as_ref()?;
@@ -114,6 +135,22 @@ impl Rules {
             reason: "PodRulesMissing",
             message: format!("pods are not masqueraded and host ports do not work: {problem}"),
         })
+    }
+
+    /// Tries a small change; none if it did not work.
+    fn change(&mut self, change: impl FnOnce(&mut Nftables) -> Result<(), NetlinkError>) -> Option<()> {
+        let nftables = self.nftables.as_mut().filter(|_| self.made)?;
+        change(nftables).ok()
+    }
+
+    /// A kernel that cannot tell what it remembers lets it time out.
+    fn forget(&mut self, forwards: &[Forward], why: Wrong) {
+        if let Some(nftables) = &mut self.nftables
+            && let Err(error) = nftables.forget(forwards, why)
+            && !is_missing(&error)
+        {
+            tracing::warn!(error = chain(&error), "connections of a host port not forgotten");
+        }
     }
 
     fn try_replace(&mut self) -> Result<(), NetlinkError> {

@@ -34,6 +34,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const BRING_UP_RETRY: Duration = Duration::from_secs(5);
 /// Two programs that undo each other's rules shall not keep the machine busy.
 const RESTORE_PAUSE: Duration = Duration::from_millis(500);
+const RESTORE_RETRY: Duration = Duration::from_secs(5);
 
 /// The sandboxes whose devices are going.
 #[derive(Debug)]
@@ -186,6 +187,9 @@ impl Watch {
             self.pods.restore_rules();
             self.restored = Some(Instant::now());
         }
+        if self.restore_at.is_none() && self.pods.rules_missing() {
+            self.restore_at = Some(now + RESTORE_RETRY);
+        }
         if self.pods.bridge.state().is_some() {
             self.bring_up_at = None;
         } else if self.bring_up_at.is_none_or(|at| at <= now) {
@@ -254,6 +258,7 @@ impl Watch {
         let pods = &self.pods;
         let heard = rules.drain(&mut self.buffer, |message| damaged |= pods.rules_damaged_by(message));
         if heard.map_err(NetworkError::Listen)? == Heard::Gaps || damaged {
+            tracing::warn!("another program removed parts of nf_tables table inet pinnace: made anew");
             let earliest = self.restored.map_or_else(Instant::now, |at| at + RESTORE_PAUSE);
             self.restore_at.get_or_insert(earliest);
         }

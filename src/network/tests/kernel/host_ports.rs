@@ -1,5 +1,6 @@
 //! Host ports, from everywhere a connection can come from.
 
+use std::io::Write;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -83,6 +84,35 @@ fn udp_and_one_host_address() {
 }
 
 #[test]
+fn a_client_with_a_fixed_source_port_follows_a_udp_host_port_to_the_new_pod() {
+    machine(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let outside = outside();
+        let network = open(dir.path());
+        let udp = PortMapping { protocol: Protocol::Udp, ..tcp("", 5353, 53) };
+        let client = inside(outside.as_fd(), || {
+            let socket = std::net::UdpSocket::bind("192.0.2.2:40000").unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket.connect("192.0.2.1:5353").unwrap();
+            socket
+        });
+        let ask = || {
+            client.send(b"?").unwrap();
+            client.recv(&mut [0; 64]).is_ok()
+        };
+        let first = Pod::start(&network, "first", &[udp]);
+        first.inside(|| answer_datagrams(53));
+        assert!(ask());
+        first.stop(&network);
+        eventually("the first is gone", || network.pending() == 0);
+        ask();
+        let second = Pod::start(&network, "second", &[udp]);
+        second.inside(|| answer_datagrams(53));
+        assert!(ask(), "the connection of the first pod is remembered");
+    });
+}
+
+#[test]
 fn a_conflict_names_the_pod_and_undoes_the_attach() {
     machine(|| {
         let dir = tempfile::tempdir().unwrap();
@@ -127,6 +157,45 @@ fn rules_that_others_flush_come_back() {
         next.stop(&network);
         assert!(ask_within(address("192.0.2.1"), 8081, Duration::from_millis(300)).is_err());
         ask(address("192.0.2.1"), 8080).unwrap();
+    });
+}
+
+#[test]
+fn without_rules_pods_work_and_host_ports_say_why_not() {
+    machine(|| {
+        if nft(&["list", "tables"]).is_none() {
+            return;
+        }
+        // A table of our name that belongs to another process: the kernel refuses every change of it.
+        let mut owner = std::process::Command::new("/usr/sbin/nft")
+            .arg("-i")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut input = owner.stdin.take().unwrap();
+        input.write_all(b"add table inet pinnace { flags owner; }\n").unwrap();
+        eventually("the table is there", || nft(&["list", "tables"]).unwrap().contains("pinnace"));
+
+        let dir = tempfile::tempdir().unwrap();
+        let network = open(dir.path());
+        let warning = &network.warnings()[0];
+        assert_eq!(warning.reason, "PodRulesMissing");
+        assert!(warning.message.contains("Operation not permitted"), "{}", warning.message);
+        let pod = Pod::start(&network, "pod", &[]);
+        let server = pod.serve(0);
+        ask(pod.v4(), server.port()).unwrap();
+        let mut netns = network.take_netns().unwrap();
+        let error = network.attach("ports", &mut netns, &[tcp("", 8080, 80)]).unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        eventually("nothing is pending", || network.pending() == 0);
+        assert_eq!(address_files(dir.path()).len(), 2);
+
+        // It heals when the table can be had, without anyone asking.
+        drop(input);
+        owner.wait().unwrap();
+        eventually("the rules are made", || network.warnings().is_empty());
+        network.attach("ports", &mut netns, &[tcp("", 8080, 80)]).unwrap();
     });
 }
 

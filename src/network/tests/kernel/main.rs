@@ -2,6 +2,7 @@
 //! nothing of the machine they run on is touched. They need root.
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
+mod host_local;
 mod host_ports;
 mod lifecycle;
 mod measure;

@@ -1,4 +1,25 @@
 //! Plan, monitor and init: what runs beside and becomes a container.
+//!
+//! ```text
+//! daemon ── client ──ToMonitor + descriptors──► monitor ──clone3──► init ──execve──► the user's program
+//!                   ◄──FromMonitor────────────          ◄─control─
+//! ```
+//! [`plan`] and [`protocol`] are the contract, [`client`] is the daemon's half. The rest is the program
+//! `pinnace-monitor`, one per pod (feature `monitor`, on by default; the daemon leaves it out).
 
+pub mod client;
+mod failure;
+mod packet;
 pub mod plan;
 pub mod protocol;
+
+#[cfg(feature = "monitor")]
+mod init;
+#[cfg(feature = "monitor")]
+mod log;
+#[cfg(feature = "monitor")]
+pub mod monitor;
+#[cfg(feature = "monitor")]
+mod procfs;
+#[cfg(feature = "monitor")]
+mod slots;

@@ -162,6 +162,9 @@ pub struct Device {
     /// Group.
     #[prost(uint32, tag = "6")]
     pub gid: u32,
+    /// Slot of a detached mount of the same node, bound where making nodes is not permitted.
+    #[prost(uint32, optional, tag = "7")]
+    pub fallback: Option<Slot>,
 }
 
 /// A symbolic link.
@@ -317,4 +320,7 @@ pub struct Stdio {
     /// As above, for errors.
     #[prost(uint32, optional, tag = "7")]
     pub stderr_slot: Option<Slot>,
+    /// Longest line of the CRI log before it is split; 0 means 16 KiB.
+    #[prost(uint32, tag = "8")]
+    pub max_line_bytes: u32,
 }

@@ -14,6 +14,14 @@ pub const VERSION: u32 = 1;
 /// Largest packet; a longer body travels in a sealed memfd as the last descriptor.
 pub const INLINE_BYTES: usize = 96 * 1024;
 
+/// The monitor's socket in the pod's run directory, mode 0600.
+pub const SOCKET_NAME: &str = "monitor.sock";
+
+/// Name of the record in the pod's run directory that holds the [`Exited`] of a container, until `Forget`.
+pub fn exit_record_name(container_id: &str) -> String {
+    format!("exit-{container_id}")
+}
+
 /// Daemon to monitor.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ToMonitor {
@@ -21,7 +29,7 @@ pub struct ToMonitor {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What to do.
-    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
     pub request: Option<Request>,
 }
 
@@ -37,10 +45,11 @@ pub enum Request {
     /// Clone, prepare and (unless held) run a container; answered by [`Reply::Launched`] after execve succeeded.
     #[prost(message, tag = "4")]
     Launch(Launch),
-    /// Let a held container run.
+    /// Let a held container run; answered by [`Reply::Launched`] after execve succeeded.
     #[prost(message, tag = "5")]
     Start(ContainerRef),
-    /// Add a process to a running container; answered by [`Reply::Launched`].
+    /// Add a process to a running container; answered by [`Reply::Launched`]. An exec session with a terminal is copied
+    /// between that and the slots of its stdio by the monitor; without one, the slots become its descriptors.
     #[prost(message, tag = "6")]
     Exec(Exec),
     /// Send a signal to a container's or exec session's first process.
@@ -64,6 +73,9 @@ pub enum Request {
     /// Body of the request is in the last descriptor.
     #[prost(message, tag = "13")]
     Large(Large),
+    /// Join the streams of a container; may come before `Start` of a held one, so that no output is missed.
+    #[prost(message, tag = "14")]
+    Attach(Attach),
 }
 
 /// Greeting.
@@ -179,6 +191,28 @@ pub struct Resize {
     pub columns: u32,
 }
 
+/// Copies of a container's output, and a source for its stdin. Each slot is a pipe or stream socket whose other end the
+/// caller keeps; the monitor closes its end when the stream is over, or the attachment is.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Attach {
+    /// Container id.
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    /// Read into the container's stdin. Its end closes that only with `stdin_once`.
+    #[prost(uint32, optional, tag = "2")]
+    pub stdin: Option<Slot>,
+    /// Gets what the container writes to stdout, or to its terminal.
+    #[prost(uint32, optional, tag = "3")]
+    pub stdout: Option<Slot>,
+    /// Gets what the container writes to stderr.
+    #[prost(uint32, optional, tag = "4")]
+    pub stderr: Option<Slot>,
+    /// Never drop output: the container waits for a slow reader. Otherwise output that a reader does not take in time is
+    /// missing from its copy, and neither container nor log wait.
+    #[prost(bool, tag = "5")]
+    pub lossless: bool,
+}
+
 /// End of the pod.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Shutdown {}
@@ -261,6 +295,9 @@ pub struct ContainerState {
     /// How it ended.
     #[prost(message, optional, tag = "5")]
     pub exit: Option<Exited>,
+    /// Bytes of output that the log could not take (disk full, file gone) since the launch.
+    #[prost(uint64, tag = "6")]
+    pub log_dropped_bytes: u64,
 }
 
 /// Answer to `Setup`.

@@ -2,8 +2,13 @@
 
 pub mod activation;
 pub mod bpf;
+pub mod clone;
+pub mod descriptor;
+pub mod mount;
 pub mod netlink;
+pub mod process;
 pub mod seccomp;
+pub mod writeback;
 
 fn last_errno() -> rustix::io::Errno {
     rustix::io::Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(rustix::io::Errno::IO)

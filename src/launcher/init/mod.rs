@@ -1,0 +1,206 @@
+//! Init: the child between clone3(2) and execve(2). Its steps, in kernel order:
+//!
+//! ```text
+//! container (launch)                                       exec session
+//!  1 cgroup v1: write 0 to `tasks` (first, so that          the same
+//!    everything from here on is accounted)
+//!  2 setns into given namespaces, unshare the cgroup one    setns into those of the container, by pidfd
+//!  3 own session                                            own session
+//!  4 sysctls of fresh namespaces, trusted procfs            -
+//!  5 rootfs: move_mount, pivot_root, detach the old root    -
+//!    ── from here on no host file has a path ──
+//!  6 mounts, devices, links                                 -
+//!  7 terminal from the container's devpts                   the same
+//!  8 masked and read-only paths                             -
+//!  9 working directory (made if missing)                    working directory
+//! 10 propagation and read-only root, last of the mounts     -
+//! 11 identity: keyring, limits, labels, groups, ids, capabilities (identity.rs)
+//! 12 PATH lookup, as the user
+//! 13 descriptors 0, 1, 2; all others close-on-exec
+//! 14 "prepared"; wait for the start when held
+//! 15 no_new_privs, seccomp, last capabilities
+//! 16 execve
+//! ```
+//! The child is single-threaded and a copy of a single-threaded process, so it may allocate. It is not dumpable until
+//! execve: nobody inside the container can trace it (CVE-2016-9962), and it has closed every descriptor of the monitor
+//! that is not its own business. A failed step travels to the monitor over the control socket and the child ends; what
+//! it had mounted dies with its mount namespace, so no step needs an undo.
+
+pub(crate) mod control;
+mod copy_up;
+mod devices;
+mod identity;
+mod mask;
+mod mounts;
+mod program;
+pub(crate) mod reaper;
+mod rootfs;
+mod target;
+mod terminal;
+
+use std::os::fd::BorrowedFd;
+
+use nix::sched::{CloneFlags, setns, unshare};
+use pinnace_sys::clone::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWUTS};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+
+use crate::failure::{At, Failure};
+use crate::plan::{CgroupJoin, LaunchPlan, Process};
+use crate::procfs::Procfs;
+use crate::slots::Slots;
+use control::Control;
+use terminal::Terminal;
+pub(crate) use terminal::size as terminal_size;
+
+/// Status of a child that ended before execve; the reason has gone over the control socket.
+pub(crate) const NOT_STARTED: u8 = 125;
+
+/// What both kinds of children are given.
+#[derive(Debug)]
+pub(crate) struct Kit<'a> {
+    /// To the monitor.
+    pub control: Control<'a>,
+    /// The monitor's trusted procfs.
+    pub procfs: &'a Procfs,
+    /// Descriptors that came with the request.
+    pub slots: &'a Slots,
+    /// Descriptors 0, 1 and 2; none is `/dev/null`. Ignored with a terminal.
+    pub stdio: [Option<BorrowedFd<'a>>; 3],
+    /// Wait before execve.
+    pub hold: bool,
+}
+
+/// Becomes a container; returns only on failure.
+pub(crate) fn container(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> u8 {
+    match launch(plan, inherited, kit) {
+        Ok(never) => match never {},
+        Err(failure) => {
+            kit.control.fail(&failure);
+            NOT_STARTED
+        }
+    }
+}
+
+fn launch(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> Result<std::convert::Infallible, Failure> {
+    let process = plan.process.as_ref().ok_or_else(|| missing("process"))?;
+    rustix::process::umask(Mode::empty());
+    join_cgroups(plan.cgroup.as_ref(), kit.slots)?;
+    let mut owned = inherited;
+    if let Some(namespaces) = &plan.namespaces {
+        for join in &namespaces.join {
+            enter(kit.slots.at(join.slot)?, join.kind)?;
+            owned &= !join.kind;
+        }
+        if namespaces.create & NEWCGROUP != 0 {
+            // Only now: the root of a cgroup namespace is where its creator is at that moment (cgroup_namespaces(7)).
+            unshare(CloneFlags::CLONE_NEWCGROUP).map_err(errno).at("namespace", "unshare", "cgroup")?;
+        }
+        owned |= namespaces.create;
+    }
+    new_session()?;
+    kit.procfs.set_sysctls(&plan.sysctls, owned)?;
+
+    let held = rootfs::take_from_monitor(plan)?;
+    let root = kit.slots.at(plan.rootfs)?;
+    rootfs::enter(root)?;
+    mounts::mount_all(plan, root, kit.slots, held.shm)?;
+    devices::make_all(plan, root, kit.slots)?;
+    let terminal = if process.terminal { Some(Terminal::open(root, process)?) } else { None };
+    if let Some(terminal) = &terminal {
+        terminal.bind_console(root)?;
+    }
+    mask::hide(&plan.masked_paths, root, held.null, held.empty)?;
+    mask::protect(&plan.read_only_paths, root)?;
+    let directory = program::working_directory(root, &process.cwd, program::Missing::Create)?;
+    rootfs::finish(root, plan)?;
+    become_program(process, root, directory.as_ref().map(std::os::fd::AsFd::as_fd), terminal, kit)
+}
+
+/// Becomes a process of a running container; returns only on failure.
+pub(crate) fn session(
+    process: &Process,
+    cgroup: Option<&CgroupJoin>,
+    container: BorrowedFd<'_>,
+    kit: &Kit<'_>,
+) -> u8 {
+    match join(process, cgroup, container, kit) {
+        Ok(never) => match never {},
+        Err(failure) => {
+            kit.control.fail(&failure);
+            NOT_STARTED
+        }
+    }
+}
+
+fn join(
+    process: &Process,
+    cgroup: Option<&CgroupJoin>,
+    container: BorrowedFd<'_>,
+    kit: &Kit<'_>,
+) -> Result<std::convert::Infallible, Failure> {
+    rustix::process::umask(Mode::empty());
+    join_cgroups(cgroup, kit.slots)?;
+    // All at once: a container that ends meanwhile leaves nothing half-joined. Root and working directory become those
+    // of the container with its mount namespace. The PID namespace was joined by being born in it.
+    enter(container, NEWNS | NEWIPC | NEWUTS | NEWNET | NEWCGROUP)?;
+    new_session()?;
+    let root = rootfs::current()?;
+    let root = std::os::fd::AsFd::as_fd(&root);
+    let terminal = if process.terminal { Some(Terminal::open(root, process)?) } else { None };
+    let directory = program::working_directory(root, &process.cwd, program::Missing::Refuse)?;
+    become_program(process, root, directory.as_ref().map(std::os::fd::AsFd::as_fd), terminal, kit)
+}
+
+/// Steps 11 to 16, alike for both.
+fn become_program(
+    process: &Process,
+    root: BorrowedFd<'_>,
+    directory: Option<BorrowedFd<'_>>,
+    terminal: Option<Terminal>,
+    kit: &Kit<'_>,
+) -> Result<std::convert::Infallible, Failure> {
+    let program = program::Program::of(process)?;
+    if let Some(terminal) = &terminal {
+        kit.control.terminal(terminal.master())?;
+        terminal.control()?;
+    }
+    let stdio = program::Stdio::choose(root, terminal.as_ref(), kit.stdio, process)?;
+    identity::limit(process, kit.procfs)?;
+    let identity = identity::assume(process)?;
+    program::change_directory(directory, root, &process.cwd)?;
+    let path = program.look_up()?;
+    stdio.install()?;
+    drop(terminal);
+    pinnace_sys::descriptor::close_on_exec_from(3).at("exec", "close_range", "")?;
+    identity::default_signals()?;
+    kit.control.prepared(kit.hold)?;
+    identity.seal(process)?;
+    Err(program.execute(&path))
+}
+
+/// Joins cgroup v1 hierarchies: `0` is the writing thread, which takes no lock of the whole system as a number would.
+fn join_cgroups(cgroup: Option<&CgroupJoin>, slots: &Slots) -> Result<(), Failure> {
+    for slot in cgroup.iter().flat_map(|cgroup| &cgroup.tasks) {
+        rustix::io::write(slots.at(*slot)?, b"0").at("cgroup", "write", "tasks")?;
+    }
+    Ok(())
+}
+
+fn enter(namespace: BorrowedFd<'_>, kind: u64) -> Result<(), Failure> {
+    let kind = i32::try_from(kind).map(CloneFlags::from_bits_retain).unwrap_or(CloneFlags::empty());
+    setns(namespace, kind).map_err(errno).at("namespace", "setns", format!("{:#x}", kind.bits()))
+}
+
+fn new_session() -> Result<(), Failure> {
+    rustix::process::setsid().at("terminal", "setsid", "").map(drop)
+}
+
+pub(crate) fn missing(what: &str) -> Failure {
+    Failure::refused("protocol", what, "missing in the plan")
+}
+
+/// nix and rustix have an errno type each.
+pub(crate) fn errno(errno: nix::errno::Errno) -> Errno {
+    Errno::from_raw_os_error(errno as i32)
+}

@@ -1,0 +1,162 @@
+//! The pod: namespaces that this process keeps alive by being in them, and the run directory.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use pinnace_sys::clone::{NEWIPC, NEWNET, NEWPID, NEWUTS, clone_process};
+use prost::Message;
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::process::{Pid, chdir, fchdir, umask};
+
+use super::room;
+use crate::failure::{At, Failure};
+use crate::init::{errno, reaper};
+use crate::procfs::Procfs;
+use crate::protocol::{Exited, SOCKET_NAME, Setup, exit_record_name};
+use crate::slots::Slots;
+
+const BACKLOG: i32 = 8;
+
+/// `SIGKILL`
+pub(super) const SIGKILL: i32 = 9;
+
+/// A pod that has been set up.
+#[derive(Debug)]
+pub(super) struct Pod {
+    run_directory: OwnedFd,
+    /// `CLONE_NEW*` of the namespaces that are the pod's own and not the host's.
+    pub namespaces: u64,
+    /// PID 1 of the shared PID namespace.
+    pub init: Option<Init>,
+}
+
+/// PID 1 of the shared PID namespace.
+#[derive(Debug)]
+pub(super) struct Init {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+}
+
+impl Pod {
+    /// Makes this process the pod's; returns the listening socket, too. On failure the process is of no further use.
+    pub fn set_up(setup: &Setup, slots: &Slots, procfs: &Procfs) -> Result<(Self, OwnedFd), Failure> {
+        let run_directory = slots.take(setup.run_directory)?;
+        let mut namespaces = 0;
+        if let Some(slot) = setup.network {
+            setns(slots.at(slot)?, CloneFlags::CLONE_NEWNET).map_err(errno).at(
+                "namespace",
+                "setns",
+                "network",
+            )?;
+            namespaces |= NEWNET;
+        }
+        let mut fresh = CloneFlags::empty();
+        if setup.ipc {
+            fresh |= CloneFlags::CLONE_NEWIPC;
+            namespaces |= NEWIPC;
+        }
+        if !setup.hostname.is_empty() {
+            fresh |= CloneFlags::CLONE_NEWUTS;
+            namespaces |= NEWUTS;
+        }
+        if !fresh.is_empty() {
+            unshare(fresh).map_err(errno).at("namespace", "unshare", "ipc, uts")?;
+        }
+        if !setup.hostname.is_empty() {
+            rustix::system::sethostname(setup.hostname.as_bytes()).at(
+                "namespace",
+                "sethostname",
+                &setup.hostname,
+            )?;
+        }
+        if setup.ipc {
+            room::mount_shm(setup.shm_bytes)?;
+        }
+        procfs.set_sysctls(&setup.sysctls, namespaces)?;
+        if let Some(value) = setup.oom_score_adj {
+            procfs.set_oom_score_adj(value)?;
+        }
+        let listener = listen_in(&run_directory)?;
+        let init = if setup.share_pid { Some(clone_init(setup, slots)?) } else { None };
+        Ok((Self { run_directory, namespaces, init }, listener))
+    }
+
+    /// Keeps a container's end on disk: readers find the old record, none, or the whole new one. Not flushed, for the
+    /// directory does not outlive a boot.
+    pub fn record(&self, exited: &Exited) -> Result<(), Failure> {
+        let name = exit_record_name(&exited.container_id);
+        let temporary = format!(".{name}");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&self.run_directory, &temporary, flags, Mode::from_raw_mode(0o600))
+            .at("record", "openat", &temporary)?;
+        let bytes = exited.encode_to_vec();
+        if rustix::io::write(&file, &bytes).at("record", "write", &temporary)? != bytes.len() {
+            return Err(Failure::syscall("record", "write", Errno::NOSPC, &temporary));
+        }
+        renameat(&self.run_directory, &temporary, &self.run_directory, &name).at("record", "renameat", &name)
+    }
+
+    /// Removes the record of a container.
+    pub fn unrecord(&self, container_id: &str) -> Result<(), Failure> {
+        let name = exit_record_name(container_id);
+        match unlinkat(&self.run_directory, &name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Failure::syscall("record", "unlinkat", errno, &name)),
+        }
+    }
+
+    /// Whether nobody can find this monitor any more.
+    pub fn is_orphaned(&self) -> bool {
+        fstat(&self.run_directory).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
+    /// Ends what the pod consists of beyond its containers.
+    pub fn close(&self) {
+        if let Some(init) = &self.init {
+            // Already gone is as good.
+            let _ = pinnace_sys::process::signal(init.pidfd.as_fd(), SIGKILL);
+        }
+        let _ = unlinkat(&self.run_directory, SOCKET_NAME, AtFlags::empty());
+    }
+}
+
+fn listen_in(directory: &OwnedFd) -> Result<OwnedFd, Failure> {
+    let stage = "socket";
+    let listener = socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )
+    .at(stage, "socket", SOCKET_NAME)?;
+    match unlinkat(directory, SOCKET_NAME, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(Failure::syscall(stage, "unlinkat", errno, SOCKET_NAME)),
+    }
+    // A relative name: the directory has no path in our mount namespace, and its path might not fit into sun_path.
+    let address = SocketAddrUnix::new(SOCKET_NAME).at(stage, "bind", SOCKET_NAME)?;
+    fchdir(directory).at(stage, "fchdir", "run directory")?;
+    let mask = umask(Mode::from_raw_mode(0o177));
+    let bound = bind(&listener, &address);
+    umask(mask);
+    chdir("/").at(stage, "chdir", "/")?;
+    bound.at(stage, "bind", SOCKET_NAME)?;
+    listen(&listener, BACKLOG).at(stage, "listen", SOCKET_NAME)?;
+    Ok(listener)
+}
+
+fn clone_init(setup: &Setup, slots: &Slots) -> Result<Init, Failure> {
+    let cgroup = setup.cgroup.as_ref();
+    let into = cgroup.and_then(|cgroup| cgroup.directory).map(|slot| slots.at(slot)).transpose()?;
+    // It opens nothing, so it keeps nothing but the way into its cgroups.
+    let keep: Vec<BorrowedFd<'_>> = cgroup
+        .iter()
+        .flat_map(|cgroup| &cgroup.tasks)
+        .map(|slot| slots.at(*slot))
+        .collect::<Result<_, _>>()?;
+    let cloned =
+        clone_process(NEWPID, into, &keep, || reaper::run(cgroup, slots)).at("init", "clone3", "")?;
+    Ok(Init { pid: cloned.pid, pidfd: cloned.pidfd })
+}

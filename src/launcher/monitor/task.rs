@@ -1,0 +1,182 @@
+//! A container or an exec session.
+//!
+//! ```text
+//!              ┌─ hold ─► Held ─ Start ─┐
+//! Launch ─► Born ───────────────────────┴─► Running ─► Exited ─ Forget ─► gone
+//!    │         │
+//!    └─ failed ┴─► gone, once it has been reaped          exec sessions go as soon as they have exited
+//! ```
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::process::Pid;
+
+use super::poller::Interest;
+use crate::failure::Failure;
+use crate::log::{Lines, Log, Origin};
+use crate::protocol::{ContainerState, Exited};
+
+/// Whom to answer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Caller {
+    pub connection: u32,
+    pub id: u64,
+}
+
+/// An init that has not executed its program.
+#[derive(Debug)]
+pub(super) struct Birth {
+    pub control: OwnedFd,
+    /// Who waits for the launch or for the start; nobody while held.
+    pub caller: Option<Caller>,
+    /// When to give it up; none while held.
+    pub deadline: Option<Instant>,
+    pub hold: bool,
+    pub prepared: bool,
+    /// What it said went wrong.
+    pub failure: Option<Failure>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) enum Phase {
+    Born(Birth),
+    Running,
+    Exited(Exited),
+}
+
+/// One stream of output.
+#[derive(Debug)]
+pub(super) struct Output {
+    pub fd: OwnedFd,
+    pub lines: Lines,
+    pub watched: bool,
+}
+
+/// The way into stdin.
+#[derive(Debug)]
+pub(super) struct Input {
+    pub fd: OwnedFd,
+    /// What did not fit yet.
+    pub queue: Vec<u8>,
+    /// Close it when the queue is empty.
+    pub closing: bool,
+    pub interest: Interest,
+}
+
+/// Number of OOM kills in the task's cgroup, from an open file.
+#[derive(Debug)]
+pub(super) struct OomCounter {
+    file: OwnedFd,
+    before: u64,
+}
+
+impl OomCounter {
+    pub fn new(file: OwnedFd) -> Self {
+        let before = oom_kills(&file);
+        Self { file, before }
+    }
+
+    /// Whether there has been one since the launch. The kernel counts before it kills.
+    pub fn has_grown(&self) -> bool {
+        oom_kills(&self.file) > self.before
+    }
+}
+
+fn oom_kills(file: &OwnedFd) -> u64 {
+    let mut bytes = [0u8; 1024];
+    let length = rustix::io::pread(file, &mut bytes[..], 0).unwrap_or(0);
+    count_oom_kills(bytes.get(..length).unwrap_or_default())
+}
+
+/// `oom_kill N` is in `memory.events` (v2) and `memory.oom_control` (v1) alike.
+fn count_oom_kills(text: &[u8]) -> u64 {
+    text.split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"oom_kill "))
+        .and_then(|number| std::str::from_utf8(number).ok()?.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub container_id: String,
+    /// Empty for the container itself.
+    pub exec_id: String,
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+    pub phase: Phase,
+    pub started_at_ns: i64,
+    pub stdout: Option<Output>,
+    pub stderr: Option<Output>,
+    pub input: Option<Input>,
+    /// Whether a terminal, once it comes, is to be written to.
+    pub interactive: bool,
+    pub stdin_once: bool,
+    pub terminal: bool,
+    pub max_line_bytes: u32,
+    pub log: Option<Log>,
+    pub oom: Option<OomCounter>,
+}
+
+impl Task {
+    pub fn is_container(&self) -> bool {
+        self.exec_id.is_empty()
+    }
+
+    pub fn is_named(&self, container_id: &str, exec_id: &str) -> bool {
+        self.container_id == container_id && self.exec_id == exec_id
+    }
+
+    pub fn has_exited(&self) -> bool {
+        matches!(self.phase, Phase::Exited(_))
+    }
+
+    pub fn output(&mut self, origin: Origin) -> &mut Option<Output> {
+        match origin {
+            Origin::Stdout => &mut self.stdout,
+            Origin::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// When something is to be done about it if nothing happens.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Born(birth) => birth.deadline,
+            Phase::Running | Phase::Exited(_) => None,
+        }
+    }
+
+    /// Signals its first process.
+    pub fn signal(&self, number: i32) -> Result<(), rustix::io::Errno> {
+        pinnace_sys::process::signal(self.pidfd.as_fd(), number)
+    }
+
+    pub fn state(&self) -> ContainerState {
+        let (pid, exit) = match &self.phase {
+            Phase::Exited(exited) => (0, Some(exited.clone())),
+            _ => (self.pid.as_raw_nonzero().get(), None),
+        };
+        ContainerState {
+            container_id: self.container_id.clone(),
+            pid,
+            held: matches!(&self.phase, Phase::Born(birth) if birth.hold && birth.prepared),
+            started_at_ns: self.started_at_ns,
+            exit,
+            log_dropped_bytes: self.log.as_ref().map_or(0, Log::dropped_bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oom_kills_are_read_from_both_hierarchies() {
+        assert_eq!(count_oom_kills(b"low 0\nhigh 0\nmax 4\noom 2\noom_kill 3\noom_group_kill 1\n"), 3);
+        assert_eq!(count_oom_kills(b"oom_kill_disable 0\nunder_oom 0\noom_kill 12\n"), 12);
+        assert_eq!(count_oom_kills(b""), 0);
+    }
+}

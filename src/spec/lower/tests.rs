@@ -347,7 +347,7 @@ proptest! {
             prop::sample::select(vec![
                 "", "/", "..", "/../..", "/proc", "/proc/self/fd/3", "/sys", "/dev", "/a\0b", "x=\ny", "bind", "rbind",
                 "rslave", "tmpfs", "proc", "-1", "4294967295", "network", "ro", "c", "p", "ALL",
-            ]).prop_map(|text| serde_json::Value::from(text)),
+            ]).prop_map(serde_json::Value::from),
             any::<i64>().prop_map(serde_json::Value::from),
             any::<u32>().prop_map(serde_json::Value::from),
             "[a-z/.=\u{0}-\u{1f}]{0,12}".prop_map(serde_json::Value::from),

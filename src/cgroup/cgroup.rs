@@ -1,7 +1,7 @@
 //! [`Cgroup`]: one path in every hierarchy, from mkdir to rmdir.
 
 use std::collections::BTreeSet;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -151,7 +151,7 @@ impl Cgroup {
             let directory = file::open(mount.dir(), self.relative(), OFlags::RDONLY | OFlags::DIRECTORY)
                 .map_err(|errno| mount.failed("open", self.relative(), errno))?;
             let path = mount.path.join(self.relative());
-            return device_program::attach(std::os::fd::AsFd::as_fd(&directory), &path, rules);
+            return device_program::attach(self.hierarchy.device_programs(), directory.as_fd(), &path, rules);
         }
         let Some(mount) = self.hierarchy.v1("devices") else {
             return Err(CgroupError::ControllerUnavailable {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, Mode as FileMode, OFlags, openat};
 use rustix::io::Errno;
 
+use crate::device_program::Programs;
 use crate::error::{CgroupError, Result};
 use crate::file;
 
@@ -104,6 +105,7 @@ struct Inner {
     mounts: Vec<Mount>,
     /// Controllers that the v2 root offers; empty without v2.
     unified_controllers: BTreeSet<String>,
+    device_programs: Programs,
 }
 
 /// The cgroup trees of this machine. Cheap to clone.
@@ -171,7 +173,13 @@ impl Hierarchy {
             mounts.retain(|mount| mount.kind == Kind::V2);
         }
         let driver = if Path::new(SYSTEMD_BOOTED).is_dir() { Driver::Systemd } else { Driver::Cgroupfs };
-        Ok(Self(Arc::new(Inner { mode, driver, mounts, unified_controllers })))
+        Ok(Self(Arc::new(Inner {
+            mode,
+            driver,
+            mounts,
+            unified_controllers,
+            device_programs: Programs::default(),
+        })))
     }
 
     /// Which generation carries the controllers.
@@ -205,6 +213,10 @@ impl Hierarchy {
     /// The v2 tree.
     pub(crate) fn v2(&self) -> Option<&Mount> {
         self.0.mounts.iter().find(|mount| mount.kind == Kind::V2)
+    }
+
+    pub(crate) fn device_programs(&self) -> &Programs {
+        &self.0.device_programs
     }
 
     pub(crate) fn unified_controllers(&self) -> &BTreeSet<String> {

@@ -8,9 +8,10 @@
 //! r2 type   r3 access   r4 major   r5 minor   r0 verdict
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pinnace_sys::bpf::{self, Instruction};
 use rustix::io::Errno;
@@ -40,11 +41,41 @@ const ACCESS: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
 
+/// Rule lists whose programs are kept; containers of a node share a few.
+const MOST_PROGRAMS: usize = 16;
+
+/// Loaded programs by their rules: verifying one costs more than the rest of making a cgroup, and one program may
+/// be attached to any number of cgroups.
+#[derive(Debug, Default)]
+pub(crate) struct Programs(Mutex<HashMap<DeviceRules, Arc<OwnedFd>>>);
+
+impl Programs {
+    fn load(&self, rules: &DeviceRules) -> std::result::Result<Arc<OwnedFd>, Errno> {
+        // A panic elsewhere cannot leave the map half-changed: insertion is the only change.
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = lock().get(rules) {
+            return Ok(Arc::clone(known));
+        }
+        let program = Arc::new(bpf::load_device_program(&compile(rules), NAME)?);
+        let mut known = lock();
+        if known.len() >= MOST_PROGRAMS {
+            known.clear();
+        }
+        known.insert(rules.clone(), Arc::clone(&program));
+        Ok(program)
+    }
+}
+
 /// Attaches a filter to a cgroup v2 directory, in place of an earlier one of ours.
-pub(crate) fn attach(cgroup: BorrowedFd<'_>, path: &Path, rules: &DeviceRules) -> Result<()> {
+pub(crate) fn attach(
+    programs: &Programs,
+    cgroup: BorrowedFd<'_>,
+    path: &Path,
+    rules: &DeviceRules,
+) -> Result<()> {
     let failed =
         |operation| move |errno| CgroupError::DeviceProgram { operation, path: path.to_owned(), errno };
-    let program = bpf::load_device_program(&compile(rules), NAME).map_err(failed("load"))?;
+    let program = programs.load(rules).map_err(failed("load"))?;
     let mut old = own_programs(cgroup).map_err(failed("list"))?.into_iter();
     // One of them is replaced atomically; should there be more, the intersection holds until they are gone.
     let replaced = old.next();

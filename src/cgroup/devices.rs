@@ -18,7 +18,7 @@ const MOST_MAJOR: u32 = (1 << 12) - 1;
 const MOST_MINOR: u32 = (1 << 20) - 1;
 
 /// Block or character device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeviceKind {
     /// Block.
     Block,
@@ -27,7 +27,7 @@ pub enum DeviceKind {
 }
 
 /// A set of `m`, `r` and `w`, in the kernel's numbering (`BPF_DEVCG_ACC_*`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Access(u8);
 
 impl Access {
@@ -90,7 +90,7 @@ impl fmt::Display for Access {
 }
 
 /// One rule, in canonical form: one kind, numbers or wildcards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Rule {
     pub(crate) allow: bool,
     pub(crate) kind: DeviceKind,
@@ -112,7 +112,7 @@ impl Rule {
 }
 
 /// An ordered rule list over a base of "nothing is allowed".
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct DeviceRules(Vec<Rule>);
 
 impl DeviceRules {

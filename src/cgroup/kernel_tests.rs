@@ -2,7 +2,7 @@
 //! the cgroups that the tests run in (on v2: below the root, because processes may not live in inner cgroups).
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -261,8 +261,9 @@ fn the_device_program_filters_and_is_replaced() {
     let path = mount.path.join(cgroup.relative());
     let directory = fs::File::open(&path).unwrap();
     let attach = |texts: &[&str]| {
-        device_program::attach(std::os::fd::AsFd::as_fd(&directory), &path, &rules(texts)).unwrap();
-        pinnace_sys::bpf::attached_device_programs(std::os::fd::AsFd::as_fd(&directory)).unwrap().len()
+        device_program::attach(tree.hierarchy.device_programs(), directory.as_fd(), &path, &rules(texts))
+            .unwrap();
+        pinnace_sys::bpf::attached_device_programs(directory.as_fd()).unwrap().len()
     };
     assert_eq!(attach(&["allow c 1:3 rw"]), 1);
     assert_eq!(
@@ -275,6 +276,7 @@ fn the_device_program_filters_and_is_replaced() {
         "null-denied zero full-denied mknod-null mknod-mem-denied mknod-urandom"
     );
     assert_eq!(attach(&["allow a *:* rwm"]), 1);
+    assert_eq!(attach(&["allow a *:* rwm"]), 1, "the same program in its own place");
     assert_eq!(probe_devices(&cgroup), "null zero full mknod-null mknod-mem mknod-urandom");
 }
 
@@ -442,6 +444,16 @@ fn cost_of_a_cgroup() {
         drop(join);
         cgroup.remove(Duration::ZERO).unwrap();
         lap(2);
+    }
+    if let Some(mount) = tree.hierarchy.v2() {
+        let directory = fs::File::open(mount.path.join(tree.path.relative())).unwrap();
+        for what in ["load and attach a device program", "attach one that is loaded"] {
+            let start = Instant::now();
+            let rules = rules(&["deny a *:* rwm", "allow c *:* m", "allow c 1:3 rwm", "allow c 136:* rwm"]);
+            device_program::attach(tree.hierarchy.device_programs(), directory.as_fd(), &mount.path, &rules)
+                .unwrap();
+            println!("{what}: {} us", start.elapsed().as_micros());
+        }
     }
     for (name, mut times) in ["create", "join_fds", "close and remove"].into_iter().zip(micros) {
         times.sort_unstable();

@@ -26,14 +26,22 @@ fn lowered_with(
     Ok((output, slots.into_descriptors()))
 }
 
-/// Runs in a thread of its own that leaves the mount namespace of all others and takes no part in their mount events.
-fn in_private_mounts<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
-    let thread = std::thread::spawn(move || {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_FS).unwrap();
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-        run()
+/// Runs in a thread of its own that leaves the mount namespace of all others and takes no part in their mount events. Its
+/// directory is removed when the thread, and with it every mount there, is gone.
+fn in_private_mounts(run: impl FnOnce(&Path) + Send) {
+    let directory = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS | nix::sched::CloneFlags::CLONE_FS)
+                .unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            run(directory.path());
+        });
+        thread.join().unwrap();
     });
-    thread.join().unwrap()
+    let path = directory.path().to_owned();
+    directory.close().unwrap();
+    assert!(!path.exists());
 }
 
 fn mount_tmpfs(at: &Path) {
@@ -144,9 +152,8 @@ fn magic_links_are_no_sources() {
 
 #[test]
 fn recursion_and_attributes_on_the_real_kernel() {
-    in_private_mounts(|| {
-        let directory = tempfile::tempdir().unwrap();
-        let volume = directory.path().join("volume");
+    in_private_mounts(|directory| {
+        let volume = directory.join("volume");
         fs::create_dir(&volume).unwrap();
         mount_tmpfs(&volume);
         fs::create_dir(volume.join("sub")).unwrap();
@@ -185,15 +192,14 @@ fn recursion_and_attributes_on_the_real_kernel() {
 
 #[test]
 fn exec_is_given_back_only_when_named_and_read_only_stays() {
-    in_private_mounts(|| {
+    in_private_mounts(|directory| {
         use rustix::fs::StatVfsMountFlags as Flags;
         use rustix::mount::{MountFlags, mount, mount_remount};
-        let directory = tempfile::tempdir().unwrap();
         let flags = MountFlags::NOEXEC | MountFlags::NOSUID;
-        mount("tmpfs", directory.path(), "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
-        mount_remount(directory.path(), MountFlags::BIND | MountFlags::RDONLY | flags, c"").unwrap();
+        mount("tmpfs", directory, "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
+        mount_remount(directory, MountFlags::BIND | MountFlags::RDONLY | flags, c"").unwrap();
         for (options, noexec) in [(&["rbind", "rw"][..], true), (&["rbind", "exec"], false)] {
-            let (_, descriptors) = lowered(&[bind("/data", directory.path(), options)]).unwrap();
+            let (_, descriptors) = lowered(&[bind("/data", directory, options)]).unwrap();
             let found = statvfs_flags(&descriptors[0], ".");
             assert_eq!(found.contains(Flags::NOEXEC), noexec, "{options:?}");
             assert!(found.contains(Flags::RDONLY | Flags::NOSUID), "{options:?}");
@@ -203,24 +209,23 @@ fn exec_is_given_back_only_when_named_and_read_only_stays() {
 
 #[test]
 fn propagation_needs_a_source_that_takes_part() {
-    in_private_mounts(|| {
-        let directory = tempfile::tempdir().unwrap();
-        mount_tmpfs(directory.path());
-        let with = |option: &str| lowered(&[bind("/data", directory.path(), &["rbind", option])]);
+    in_private_mounts(|directory| {
+        mount_tmpfs(directory);
+        let with = |option: &str| lowered(&[bind("/data", directory, &["rbind", option])]);
         for (kind, slave, shared) in
             [(MountPropagationFlags::PRIVATE, false, false), (MountPropagationFlags::SHARED, true, true)]
         {
-            mount_change(directory.path(), kind).unwrap();
+            mount_change(directory, kind).unwrap();
             assert_eq!(with("rslave").is_ok(), slave, "{kind:?}");
             assert_eq!(with("rshared").is_ok(), shared, "{kind:?}");
             assert!(with("rprivate").is_ok());
         }
         let (output, _) = with("rshared").unwrap();
         assert_eq!(output.mounts[0].propagation, attr::SHARED);
-        mount_change(directory.path(), MountPropagationFlags::PRIVATE).unwrap();
+        mount_change(directory, MountPropagationFlags::PRIVATE).unwrap();
         let error = with("rshared").unwrap_err();
         assert_eq!(error.code(), Code::FailedPrecondition);
-        let at = directory.path().display();
+        let at = directory.display();
         assert_eq!(
             error.to_string(),
             format!("mount /data: source {at} is mounted at {at}, which is not a shared mount")

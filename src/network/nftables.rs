@@ -18,6 +18,8 @@
 //! other table is touched. A connection from the host's own IPv6 loopback (`::1`) is not forwarded: the kernel
 //! does not route that address out of the machine. All other local addresses are.
 
+use std::collections::BTreeSet;
+
 use rustix::io::Errno;
 
 use crate::address::{Cidr, IpFamily, octets};
@@ -328,9 +330,12 @@ impl Transaction {
 
     fn elements(&mut self, kind: u8, forwards: Vec<(&str, &Forward)>) {
         for set in Set::ALL {
+            // One port at two addresses of the host is the same to the pod: deleting it twice would fail.
+            let mut seen = BTreeSet::new();
             let elements: Vec<_> = forwards
                 .iter()
                 .filter_map(|(sandbox, forward)| Some((set.key(forward)?, *sandbox, *forward)))
+                .filter(|(key, _, _)| seen.insert(key.clone()))
                 .collect();
             for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
                 let operation = if kind == NEWSETELEM { "add elements of" } else { "delete elements of" };

@@ -18,7 +18,21 @@ fn address(text: &str) -> IpAddr {
 
 #[test]
 fn a_host_port_leads_to_the_pod_from_everywhere() {
+    a_host_port_leads_to_the_pod("1");
+}
+
+#[test]
+fn a_host_port_leads_to_the_pod_without_br_netfilter() {
+    a_host_port_leads_to_the_pod("0");
+}
+
+/// br_netfilter shows the rules what the bridge carries, too; Kubernetes wants it on, others have it off.
+fn a_host_port_leads_to_the_pod(br_netfilter: &str) {
     machine(|| {
+        for family in ["iptables", "ip6tables"] {
+            // Absent where the module is not loaded, which is the same as off.
+            let _ = std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{family}"), br_netfilter);
+        }
         let dir = tempfile::tempdir().unwrap();
         let outside = outside();
         let network = open(dir.path());
@@ -80,6 +94,24 @@ fn udp_and_one_host_address() {
             assert!(text.contains("sctp . 5353"), "{text}");
             assert!(text.contains("comment \"pod\""), "{text}");
         }
+    });
+}
+
+#[test]
+fn one_port_at_two_addresses_is_removed_without_touching_the_rest() {
+    machine(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let network = open(dir.path());
+        let pod = Pod::start(&network, "pod", &[tcp("127.0.0.1", 80, 80), tcp("10.88.0.1", 80, 80)]);
+        let _server = pod.serve(80);
+        for host in ["127.0.0.1", "10.88.0.1"] {
+            ask(address(host), 80).unwrap();
+        }
+        let handle = || nft(&["-a", "list", "tables"]);
+        let before = handle();
+        pod.stop(&network);
+        assert_eq!(handle(), before, "the table was made anew");
+        assert!(ask_within(address("127.0.0.1"), 80, Duration::from_millis(300)).is_err());
     });
 }
 

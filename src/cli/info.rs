@@ -26,15 +26,19 @@ pub async fn info(target: &Target) -> anyhow::Result<()> {
     let version = client.runtime.version(VersionRequest::default()).await.map_err(refusal("version"))?;
     let status =
         client.runtime.status(StatusRequest { verbose: true }).await.map_err(refusal("status"))?.into_inner();
-    let config =
-        client.runtime.runtime_config(RuntimeConfigRequest {}).await.map_err(refusal("runtime config"))?;
+    let config = match client.runtime.runtime_config(RuntimeConfigRequest {}).await {
+        Ok(config) => config.into_inner(),
+        // Older runtimes do not have it.
+        Err(status) if status.code() == tonic::Code::Unimplemented => Default::default(),
+        Err(status) => return Err(refusal("runtime config")(status)),
+    };
     let stores = client.images.image_fs_info(ImageFsInfoRequest {}).await.map_err(refusal("image store"))?;
 
     let mut text = String::new();
     let VersionResponse { runtime_name, runtime_version, runtime_api_version, .. } = version.into_inner();
     row(&mut text, "daemon", &format!("{runtime_name} {runtime_version}, CRI {runtime_api_version}"));
     row(&mut text, "socket", &target.socket.display().to_string());
-    if let Some(linux) = config.into_inner().linux {
+    if let Some(linux) = config.linux {
         let driver = match linux.cgroup_driver() {
             CgroupDriver::Systemd => "systemd",
             CgroupDriver::Cgroupfs => "cgroupfs",

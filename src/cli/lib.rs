@@ -41,6 +41,8 @@ impl Verb {
                 Verb::QuickstartInside(inside) => inside.run().await,
             }
         });
+        // What still runs on other threads does not matter to anybody any more.
+        runtime.shutdown_background();
         match result {
             // `pinnace info | head -1`: whoever reads has enough.
             Err(error) if is_broken_pipe(&error) => Ok(()),

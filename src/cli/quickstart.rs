@@ -15,7 +15,6 @@ mod link;
 mod node;
 mod pod;
 mod progress;
-mod registry;
 mod subnet;
 
 use std::io::{self, Write as _};
@@ -57,7 +56,10 @@ impl Quickstart {
         let mut node = Node::prepare()?;
         let result = tokio::select! {
             result = walk(&mut node, &mut progress) => result,
-            name = interrupted() => Err(anyhow::anyhow!("interrupted by {}", name?)),
+            name = interrupted() => {
+                writeln!(io::stdout(), "interrupted")?;
+                Err(anyhow::anyhow!("interrupted by {}", name?))
+            }
         };
         if self.keep && result.is_ok() {
             progress.table()?;
@@ -67,7 +69,10 @@ impl Quickstart {
             node.show_log()?;
         }
         let clean = progress.step("take everything away", node.tear_down()).await;
-        result.and(clean)?;
+        match (result, clean) {
+            (Err(error), Err(second)) => bail!("{error:#}; then {second:#}"),
+            (result, clean) => result.and(clean)?,
+        }
         progress.table()?;
         let mut out = io::stdout().lock();
         writeln!(
@@ -86,7 +91,7 @@ async fn walk(node: &mut Node, progress: &mut Progress) -> anyhow::Result<()> {
             let note = format!(
                 "{:.1} MB, compressed to {:.1} MB",
                 mega(image.layer_bytes),
-                mega(image.blob_bytes())
+                mega(image.blob_bytes as u64)
             );
             Ok((image, note))
         })
@@ -94,7 +99,7 @@ async fn walk(node: &mut Node, progress: &mut Progress) -> anyhow::Result<()> {
     let registry = progress
         .step_with("serve it from a registry in this process", async {
             let registry = image.serve().await?;
-            let note = registry.address().to_string();
+            let note = registry.registry();
             Ok((registry, note))
         })
         .await?;
@@ -104,7 +109,7 @@ async fn walk(node: &mut Node, progress: &mut Progress) -> anyhow::Result<()> {
             Ok((client, node.socket().display().to_string()))
         })
         .await?;
-    let reference = Image::reference(registry.address());
+    let reference = Image::reference(&registry);
     let id = progress
         .step_with("pull the image", async {
             let id = Box::pin(pod::pull(&mut client, &reference)).await?;

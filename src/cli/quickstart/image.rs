@@ -2,30 +2,29 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use pinnace_registry::server::{Content, Server};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-
-use super::registry::{Blob, Content, Registry};
 
 /// Numeric, as in many images that need no user database; 65534 is nobody everywhere.
 const USER: &str = "65534:65534";
 
 const REPOSITORY: &str = "quickstart/page";
 const TAG: &str = "1";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// The parts of an image with one layer.
+/// An image with one layer, ready to be served.
 #[derive(Debug)]
 pub struct Image {
     /// The layer's size before compression.
     pub layer_bytes: u64,
-    layer: Blob,
-    config: Blob,
-    manifest: Blob,
+    /// What a pull transfers.
+    pub blob_bytes: usize,
+    content: Content,
 }
 
 impl Image {
@@ -41,63 +40,52 @@ impl Image {
         let size = program.metadata()?.len();
         tar.append_data(&mut header(tar::EntryType::Regular, 0o755, size), "bin/pinnace", &mut program)?;
         let (layer_bytes, diff_id, packed) = tar.into_inner()?.finish()?;
-        let layer = blob("application/vnd.oci.image.layer.v1.tar+gzip", packed);
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
             other => other,
         };
-        let config = blob(
-            "application/vnd.oci.image.config.v1+json",
-            serde_json::to_vec(&json!({
-                "architecture": architecture,
-                "os": "linux",
-                "config": {
-                    "User": USER,
-                    "Env": ["PATH=/bin"],
-                    "Entrypoint": ["pinnace", "quickstart-inside"],
-                    "Cmd": ["page"],
-                    "WorkingDir": "/",
-                    "StopSignal": "SIGTERM",
-                },
-                "rootfs": { "type": "layers", "diff_ids": [diff_id] },
-                "history": [{ "created_by": "pinnace quickstart" }],
-            }))?,
-        );
-        let descriptor = |blob: &Blob| json!({ "mediaType": blob.media_type, "digest": blob.digest, "size": blob.bytes.len() });
-        const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-        let manifest = blob(
-            MANIFEST,
-            serde_json::to_vec(&json!({
-                "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "config": descriptor(&config),
-                "layers": [descriptor(&layer)],
-            }))?,
-        );
-        Ok(Image { layer_bytes, layer, config, manifest })
+        let config = serde_json::to_vec(&json!({
+            "architecture": architecture,
+            "os": "linux",
+            "config": {
+                "User": USER,
+                "Env": ["PATH=/bin"],
+                "Entrypoint": ["pinnace", "quickstart-inside"],
+                "Cmd": ["page"],
+                "WorkingDir": "/",
+                "StopSignal": "SIGTERM",
+            },
+            "rootfs": { "type": "layers", "diff_ids": [diff_id] },
+            "history": [{ "created_by": "pinnace quickstart" }],
+        }))?;
+        let mut content = Content::default();
+        let mut blob_bytes = config.len() + packed.len();
+        let mut add = |media_type: &str, bytes: Vec<u8>| {
+            let size = bytes.len();
+            json!({ "mediaType": media_type, "digest": content.add_blob(bytes).to_string(), "size": size })
+        };
+        let manifest = serde_json::to_vec(&json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": add("application/vnd.oci.image.config.v1+json", config),
+            "layers": [add("application/vnd.oci.image.layer.v1.tar+gzip", packed)],
+        }))?;
+        blob_bytes += manifest.len();
+        let digest = content.add_manifest(MANIFEST, manifest);
+        content.tag(REPOSITORY, TAG, digest);
+        Ok(Image { layer_bytes, blob_bytes, content })
     }
 
-    /// Puts it into a registry.
-    pub async fn serve(self) -> anyhow::Result<Registry> {
-        let Image { layer, config, manifest, .. } = self;
-        Registry::start(Content { repository: REPOSITORY, tag: TAG, manifest, blobs: vec![config, layer] })
-            .await
+    /// Puts it into a registry on loopback, which ends when it is dropped.
+    pub async fn serve(self) -> anyhow::Result<Server> {
+        Server::start(self.content).await.context("listen on loopback")
     }
 
-    /// Its name in the registry at `address`.
-    pub fn reference(address: SocketAddr) -> String {
-        format!("{address}/{REPOSITORY}:{TAG}")
+    /// Its name in that registry.
+    pub fn reference(registry: &Server) -> String {
+        format!("{}/{REPOSITORY}:{TAG}", registry.registry())
     }
-
-    /// What a pull transfers.
-    pub fn blob_bytes(&self) -> u64 {
-        [&self.layer, &self.config, &self.manifest].iter().map(|blob| blob.bytes.len() as u64).sum()
-    }
-}
-
-fn blob(media_type: &'static str, bytes: Vec<u8>) -> Blob {
-    Blob { digest: format!("sha256:{}", hex::encode(Sha256::digest(&bytes))), media_type, bytes }
 }
 
 fn header(kind: tar::EntryType, mode: u32, size: u64) -> tar::Header {

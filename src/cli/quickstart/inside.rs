@@ -93,7 +93,7 @@ fn view() -> anyhow::Result<String> {
         other => format!("mode {other}"),
     };
     Ok(format!(
-        "hello from {} on Linux {}\nprocess {} of {processes}, user {}, capabilities {}, seccomp {seccomp}, \
+        "hello from {} on Linux {}\nprocess {}, {processes} to be seen, user {}, capabilities {}, seccomp {seccomp}, \
          no_new_privs {}\n/ has {}\n",
         uname.nodename().to_string_lossy(),
         uname.release().to_string_lossy(),

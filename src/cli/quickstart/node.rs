@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
@@ -123,7 +123,7 @@ impl Node {
         let config = self.dir.join("config.toml");
         fs::write(&config, self.config())?;
         let log = File::create(self.dir.join("daemon.log"))?;
-        let mut child = Command::new("/proc/self/exe")
+        let child = Command::new("/proc/self/exe")
             .arg("serve")
             .arg("--config")
             .arg(&config)
@@ -134,24 +134,21 @@ impl Node {
             .process_group(0)
             .spawn()
             .context("start the daemon")?;
-        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("pid of the daemon")?;
-        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
-        let started = start_time(pid).context("start time of the daemon")?;
+        // Known from here on: whatever interrupts the waiting, the end finds it.
+        self.daemon = Some(Daemon::started(child)?);
+        self.record()?;
         let deadline = Instant::now() + PATIENCE;
-        let answer = loop {
+        loop {
             match Client::connect(&self.socket()).await {
-                Ok(client) => break Ok(client),
-                Err(error) if Instant::now() > deadline => break Err(error),
+                Ok(client) => return Ok(client),
+                Err(error) if Instant::now() > deadline => return Err(error),
                 Err(_) => {}
             }
-            if let Some(status) = child.try_wait()? {
+            if let Some(status) = self.daemon.as_mut().and_then(Daemon::ended) {
                 bail!("the daemon ended at once: {status}");
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
-        };
-        self.daemon = Some(Daemon { pid, pidfd, started, child: Some(child) });
-        self.record()?;
-        answer
+        }
     }
 
     fn config(&self) -> String {
@@ -214,7 +211,7 @@ impl Node {
                 problems.push(format!("{what}: {error:#}"));
             }
         };
-        if self.daemon.as_ref().is_some_and(Daemon::runs) {
+        if self.socket().exists() && self.daemon.as_ref().is_some_and(Daemon::runs) {
             let socket = self.socket();
             let removal = tokio::time::timeout(PATIENCE, Box::pin(pod::remove_all(&socket))).await;
             note("remove pods and images", removal.map_err(Into::into).and_then(|result| result));
@@ -293,6 +290,17 @@ impl Node {
 }
 
 impl Daemon {
+    fn started(child: Child) -> anyhow::Result<Daemon> {
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("pid of the daemon")?;
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        let started = start_time(pid).context("start time of the daemon")?;
+        Ok(Daemon { pid, pidfd, started, child: Some(child) })
+    }
+
+    fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().ok()?
+    }
+
     /// The process of that number, if it is still the one that started then.
     fn find(pid: Pid, started: u64) -> anyhow::Result<Option<Daemon>> {
         match rustix::process::pidfd_open(pid, PidfdFlags::empty()) {

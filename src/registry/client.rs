@@ -282,16 +282,13 @@ impl Repository {
     }
 
     /// The digest that the registry claims for the reference now: one cheap request, which Docker
-    /// Hub does not count as a pull. Nothing if the registry does not say.
+    /// Hub does not count as a pull. Nothing if the registry does not say. Success also means that
+    /// the credentials may have the image.
     pub async fn claimed_digest(&self) -> Result<Option<Digest>, Error> {
         let reference = &self.inner.reference;
-        if let Some(digest) = reference.digest() {
-            return Ok(Some(*digest));
-        }
-        let reply = self
-            .inner
-            .ask(Need::Resolve, &Method::HEAD, "manifests", &reference.target(), ACCEPT_MANIFEST, 0)
-            .await;
+        let need = if reference.digest().is_some() { Need::Pull } else { Need::Resolve };
+        let reply =
+            self.inner.ask(need, &Method::HEAD, "manifests", &reference.target(), ACCEPT_MANIFEST, 0).await;
         let reply = match reply {
             Ok(reply) => reply,
             // Some registries do not know HEAD.
@@ -300,6 +297,9 @@ impl Repository {
             }
             Err(error) => return Err(error),
         };
+        if let Some(digest) = reference.digest() {
+            return Ok(Some(*digest));
+        }
         let claim = reply.response.headers().get("docker-content-digest");
         Ok(claim.and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok()))
     }

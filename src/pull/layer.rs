@@ -1,0 +1,322 @@
+//! One layer from the network into the store.
+//!
+//! Three stages, each with a bounded queue before it. When a stage fails it drops its ends of the
+//! queues, the others notice and stop, and the error that caused it is the one reported. The store
+//! removes what an ingest has written unless it was finished.
+
+use std::io::{self, BufRead, Read};
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+
+use bytes::{Buf, Bytes};
+use pinnace_registry::{BlobStream, Descriptor, Repository};
+use pinnace_store::{DiffId, Digest, Hasher, LayerInfo, Store};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+use crate::compression::Decoder;
+use crate::error::{Error, LayerProblem};
+use crate::keep::{Keep, Keeper};
+use crate::progress::{LayerProgress, Phase};
+
+/// Pieces between inflate and store: the store passes pieces of this size on without a copy.
+const PIECE_BYTES: usize = 256 << 10;
+/// Pieces that may wait there.
+const PIECES: usize = 4;
+/// Pieces of the body that may wait before inflate; their bytes come out of the memory budget.
+const CHUNKS: usize = 32;
+/// Layers up to this size are not worth a second thread.
+const SMALL_BYTES: u64 = 1 << 20;
+/// The unit of the memory budget.
+const MEMORY_UNIT: usize = 1 << 10;
+
+/// A layer that is in the store, and stays there while this exists.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) info: LayerInfo,
+    pub(crate) keep: Arc<Keep>,
+}
+
+/// What all layers of a node share.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    store: Store,
+    keeper: Arc<Keeper>,
+    memory: Arc<Semaphore>,
+    memory_units: usize,
+}
+
+/// What the network hands over.
+enum Chunk {
+    /// Bytes, with their share of the budget.
+    Bytes(Bytes, OwnedSemaphorePermit),
+    /// All bytes have been handed over. Without this, the end of the queue is a failure.
+    End,
+}
+
+impl Intake {
+    pub(crate) fn new(store: Store, keeper: Arc<Keeper>, memory_bytes: usize) -> Self {
+        let memory_units = (memory_bytes / MEMORY_UNIT).clamp(1 << 10, Semaphore::MAX_PERMITS);
+        Self { store, keeper, memory: Arc::new(Semaphore::new(memory_units)), memory_units }
+    }
+
+    /// Fetches, verifies and stores a layer.
+    pub(crate) async fn take(
+        self: Arc<Self>,
+        repository: Repository,
+        layer: Descriptor,
+        diff_id: DiffId,
+        progress: watch::Sender<LayerProgress>,
+    ) -> Result<Held, Arc<Error>> {
+        let keep = Arc::new(self.keeper.hold());
+        let (chunks_tx, chunks_rx) = mpsc::channel(CHUNKS);
+        let unpack = Unpack {
+            store: self.store.clone(),
+            keep: Arc::clone(&keep),
+            blob: layer.digest,
+            diff_id,
+            pipelined: layer.size > SMALL_BYTES,
+        };
+        let unpacking = tokio::task::spawn_blocking(move || unpack.run(chunks_rx));
+        let stream = repository.fetch_blob(&layer, 0);
+        let downloaded = self.download(stream, chunks_tx, &progress).await;
+        progress.send_modify(|progress| progress.phase = Phase::Finishing);
+        let unpacked = unpacking.await.map_err(|_| Arc::new(Error::Cancelled))?;
+        let in_layer = |source| Arc::new(Error::Layer { digest: layer.digest, source });
+        let info = match (downloaded, unpacked) {
+            // A cut download stops the unpacking, and not the other way round.
+            (Err(error), _) => return Err(Arc::new(Error::Registry(error))),
+            (Ok(()), Err(Stop::Problem(problem))) => return Err(in_layer(problem)),
+            (Ok(()), Err(Stop::Elsewhere)) => return Err(Arc::new(Error::Cancelled)),
+            (Ok(()), Ok(info)) => info,
+        };
+        progress.send_modify(|progress| progress.phase = Phase::Done);
+        Ok(Held { info, keep })
+    }
+
+    async fn download(
+        &self,
+        mut stream: BlobStream,
+        chunks: mpsc::Sender<Chunk>,
+        progress: &watch::Sender<LayerProgress>,
+    ) -> Result<(), pinnace_registry::Error> {
+        progress.send_modify(|progress| progress.phase = Phase::Fetching);
+        while let Some(bytes) = stream.chunk().await? {
+            let units = bytes.len().div_ceil(MEMORY_UNIT).min(self.memory_units);
+            let units = u32::try_from(units).unwrap_or(u32::MAX);
+            let Ok(permit) = Arc::clone(&self.memory).acquire_many_owned(units).await else {
+                return Ok(());
+            };
+            if chunks.send(Chunk::Bytes(bytes, permit)).await.is_err() {
+                // Unpacking has stopped and knows why.
+                return Ok(());
+            }
+            progress.send_modify(|progress| progress.done_bytes = stream.received());
+        }
+        // If nobody listens any more, they know why.
+        let _: Result<(), _> = chunks.send(Chunk::End).await;
+        Ok(())
+    }
+}
+
+/// Why a stage stopped.
+enum Stop {
+    /// Something is wrong here.
+    Problem(LayerProblem),
+    /// Another stage stopped first.
+    Elsewhere,
+}
+
+/// The store does not take it.
+fn refused(error: pinnace_store::Error) -> Stop {
+    Stop::Problem(LayerProblem::Unpack(Box::new(error)))
+}
+
+impl From<LayerProblem> for Stop {
+    fn from(problem: LayerProblem) -> Self {
+        match &problem {
+            LayerProblem::Compression { source, .. }
+                if source.get_ref().is_some_and(|e| e.is::<CutOff>()) =>
+            {
+                Self::Elsewhere
+            }
+            _ => Self::Problem(problem),
+        }
+    }
+}
+
+/// The blocking half of a layer.
+struct Unpack {
+    store: Store,
+    keep: Arc<Keep>,
+    blob: Digest,
+    diff_id: DiffId,
+    pipelined: bool,
+}
+
+impl Unpack {
+    fn run(self, chunks: mpsc::Receiver<Chunk>) -> Result<LayerInfo, Stop> {
+        let info = if self.pipelined { self.in_two_threads(chunks) } else { self.in_one_thread(chunks) }?;
+        self.keep.loosen();
+        // Only a blob that was verified to unpack to this layer may stand for it later.
+        self.store.record_layer_blob(&self.diff_id, &self.blob).map_err(refused)?;
+        Ok(info)
+    }
+
+    fn in_one_thread(&self, chunks: mpsc::Receiver<Chunk>) -> Result<LayerInfo, Stop> {
+        let mut ingest =
+            self.store.ingest_layer(self.keep.lease(), self.diff_id.digest().algorithm()).map_err(refused)?;
+        let mut inflate = Inflate::new(self, chunks)?;
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            let count = inflate.decoder.fill(&mut piece)?;
+            ingest.push(&piece[..count]).map_err(refused)?;
+            if count < piece.len() {
+                break;
+            }
+        }
+        inflate.finish()?;
+        ingest.finish(&self.diff_id).map_err(refused)
+    }
+
+    fn in_two_threads(&self, chunks: mpsc::Receiver<Chunk>) -> Result<LayerInfo, Stop> {
+        let (full_tx, full_rx) = blocking::sync_channel::<(Vec<u8>, usize)>(PIECES);
+        let (empty_tx, empty_rx) = blocking::channel::<Vec<u8>>();
+        let (verified_tx, verified_rx) = blocking::sync_channel::<()>(1);
+        std::thread::scope(|scope| {
+            let inflating = move || -> Result<(), Stop> {
+                let mut inflate = Inflate::new(self, chunks)?;
+                let mut made = 0;
+                loop {
+                    // Pieces come back from the store to be filled again.
+                    let mut piece = if made < PIECES {
+                        made += 1;
+                        vec![0; PIECE_BYTES]
+                    } else {
+                        empty_rx.recv().map_err(|_| Stop::Elsewhere)?
+                    };
+                    let count = inflate.decoder.fill(&mut piece)?;
+                    full_tx.send((piece, count)).map_err(|_| Stop::Elsewhere)?;
+                    if count < PIECE_BYTES {
+                        break;
+                    }
+                }
+                inflate.finish()?;
+                verified_tx.send(()).map_err(|_| Stop::Elsewhere)
+            };
+            let inflating = std::thread::Builder::new()
+                .name("inflate".to_owned())
+                .spawn_scoped(scope, inflating)
+                .map_err(|source| Stop::Problem(LayerProblem::Compression { format: "thread", source }))?;
+            let stored = self.store_pieces(full_rx, empty_tx, verified_rx);
+            match inflating.join() {
+                Ok(Err(stop @ Stop::Problem(_))) => Err(stop),
+                Ok(_) | Err(_) => stored,
+            }
+        })
+    }
+
+    fn store_pieces(
+        &self,
+        full: blocking::Receiver<(Vec<u8>, usize)>,
+        empty: blocking::Sender<Vec<u8>>,
+        verified: blocking::Receiver<()>,
+    ) -> Result<LayerInfo, Stop> {
+        let mut ingest =
+            self.store.ingest_layer(self.keep.lease(), self.diff_id.digest().algorithm()).map_err(refused)?;
+        while let Ok((piece, count)) = full.recv() {
+            ingest.push(&piece[..count]).map_err(refused)?;
+            // At the end nobody wants it back.
+            let _: Result<(), _> = empty.send(piece);
+        }
+        // Nothing is committed before the compressed blob is known to be the right one.
+        verified.recv().map_err(|_| Stop::Elsewhere)?;
+        ingest.finish(&self.diff_id).map_err(refused)
+    }
+}
+
+/// Decompression with the blob's digest computed beneath it.
+struct Inflate {
+    decoder: Decoder<ChunkReader>,
+    blob: Digest,
+}
+
+impl Inflate {
+    fn new(unpack: &Unpack, chunks: mpsc::Receiver<Chunk>) -> Result<Self, LayerProblem> {
+        // A blob that is not compressed has the layer's own digest, which the store verifies.
+        let is_plain = unpack.blob == *unpack.diff_id.digest();
+        let hasher = (!is_plain).then(|| Hasher::new(unpack.blob.algorithm()));
+        let decoder =
+            Decoder::new(ChunkReader { chunks, current: Bytes::new(), permit: None, hasher, ended: false })?;
+        Ok(Self { decoder, blob: unpack.blob })
+    }
+
+    /// Reads whatever the decoder has left, and verifies the blob.
+    fn finish(self) -> Result<(), LayerProblem> {
+        let mut source = self.decoder.into_source();
+        source.drain().map_err(|source| LayerProblem::Compression { format: "plain", source })?;
+        match source.hasher.map(Hasher::finish) {
+            Some(actual) if actual != self.blob => Err(LayerProblem::Blob { actual }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The queue ended without its end mark.
+#[derive(Debug, thiserror::Error)]
+#[error("stream was cut off")]
+struct CutOff;
+
+/// Chunks as a stream to read, hashed as they are taken up.
+struct ChunkReader {
+    chunks: mpsc::Receiver<Chunk>,
+    current: Bytes,
+    permit: Option<OwnedSemaphorePermit>,
+    hasher: Option<Hasher>,
+    ended: bool,
+}
+
+impl ChunkReader {
+    fn drain(&mut self) -> io::Result<()> {
+        loop {
+            let count = self.fill_buf()?.len();
+            if count == 0 {
+                return Ok(());
+            }
+            self.consume(count);
+        }
+    }
+}
+
+impl BufRead for ChunkReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.current.is_empty() && !self.ended {
+            self.permit = None;
+            match self.chunks.blocking_recv() {
+                Some(Chunk::Bytes(bytes, permit)) => {
+                    if let Some(hasher) = &mut self.hasher {
+                        hasher.update(&bytes);
+                    }
+                    self.current = bytes;
+                    self.permit = Some(permit);
+                }
+                Some(Chunk::End) => self.ended = true,
+                None => return Err(io::Error::other(CutOff)),
+            }
+        }
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.current.advance(count);
+    }
+}
+
+impl Read for ChunkReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
+        Ok(count)
+    }
+}

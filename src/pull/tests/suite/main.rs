@@ -1,0 +1,8 @@
+//! Pulls from a loopback registry into a real store.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
+mod failure;
+mod image;
+mod sharing;
+mod world;

@@ -1,0 +1,216 @@
+//! A store, a registry that remembers and may misbehave, and images to pull.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::{Frame, Incoming};
+use pinnace_pull::{Error, Options, PullRequest, PulledImage, Puller};
+use pinnace_registry::manifest::{OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST};
+use pinnace_registry::server::{Body, Content, Script, Server};
+use pinnace_registry::{Client, Descriptor, Reference};
+use pinnace_store::{Digest, Store};
+
+type Rule = Box<dyn Fn(&str) -> Option<Response<Body>> + Send + Sync>;
+
+/// Counts requests by path, and may answer them.
+#[derive(Default)]
+pub struct Recorder {
+    counts: Mutex<HashMap<String, usize>>,
+    rule: Mutex<Option<Rule>>,
+}
+
+impl Script for Recorder {
+    fn reply(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
+        let path = request.uri().path().to_owned();
+        let reply = self.rule.lock().unwrap().as_ref().and_then(|rule| rule(&path));
+        *self.counts.lock().unwrap().entry(format!("{} {path}", request.method())).or_default() += 1;
+        reply
+    }
+}
+
+pub struct World {
+    dir: tempfile::TempDir,
+    pub store: Store,
+    pub puller: Puller,
+    pub server: Server,
+    recorder: Arc<Recorder>,
+}
+
+impl World {
+    pub async fn new(content: Content) -> Self {
+        Self::with(content, Options { grace: Duration::ZERO, ..Options::default() }).await
+    }
+
+    pub async fn with(content: Content, options: Options) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store =
+            Store::open(pinnace_store::Options::new(dir.path().join("store"), dir.path().join("run")))
+                .unwrap();
+        let recorder = Arc::new(Recorder::default());
+        let server =
+            Server::start_with(content, Some(Arc::clone(&recorder) as Arc<dyn Script>)).await.unwrap();
+        let client = Client::new(pinnace_registry::Options {
+            hosts_dirs: Vec::new(),
+            stall_timeout: Duration::from_millis(500),
+            attempts: 2,
+            backoff: Duration::from_millis(1),
+            ..pinnace_registry::Options::default()
+        })
+        .unwrap();
+        let puller = Puller::new(store.clone(), Arc::new(client), options);
+        Self { dir, store, puller, server, recorder }
+    }
+
+    pub fn rule(&self, rule: impl Fn(&str) -> Option<Response<Body>> + Send + Sync + 'static) {
+        *self.recorder.rule.lock().unwrap() = Some(Box::new(rule));
+    }
+
+    pub fn obey(&self) {
+        *self.recorder.rule.lock().unwrap() = None;
+    }
+
+    pub fn reference(&self, rest: &str) -> Reference {
+        format!("{}/{rest}", self.server.registry()).parse().unwrap()
+    }
+
+    pub fn request(&self, rest: &str) -> PullRequest {
+        PullRequest::new(self.reference(rest))
+    }
+
+    pub async fn pull(&self, rest: &str) -> Result<PulledImage, Arc<Error>> {
+        self.puller.pull(self.request(rest)).await
+    }
+
+    /// How often something was asked for.
+    pub fn count(&self, method: &str, part: &str) -> usize {
+        let counts = self.recorder.counts.lock().unwrap();
+        counts.iter().filter(|(key, _)| key.starts_with(method) && key.contains(part)).map(|(_, n)| n).sum()
+    }
+
+    pub fn forget_counts(&self) {
+        self.recorder.counts.lock().unwrap().clear();
+    }
+
+    /// Waits until nothing unfinished is left, and no layer that is not of an image.
+    pub async fn expect_clean(&self) {
+        let work = self.dir.path().join("store/work");
+        let mut left = Vec::new();
+        for _ in 0..500 {
+            left = names(&work);
+            let layers = self.store.layers();
+            let of_images: Vec<_> =
+                self.store.images().iter().flat_map(|image| image.layers.clone()).collect();
+            let stray = layers.iter().filter(|layer| !of_images.contains(&layer.diff_id)).count();
+            if left.is_empty() && stray == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("left behind: {left:?} {:?}", self.store.layers());
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// A tar with one file of so many bytes that do not compress to nothing.
+pub fn tar(name: &str, size: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32 ^ u32::try_from(name.len() + size).unwrap();
+    let data: Vec<u8> = (0..size)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24).to_le_bytes()[0] & 0x3f
+        })
+        .collect();
+    let mut header = tar::Header::new_gnu();
+    header.set_size(size as u64);
+    header.set_mode(0o644);
+    header.set_mtime(1);
+    header.set_cksum();
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_data(&mut header, name, data.as_slice()).unwrap();
+    builder.into_inner().unwrap()
+}
+
+pub fn gzip(bytes: &[u8]) -> Bytes {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap().into()
+}
+
+/// A layer: its tar's digest and its blob.
+pub type Layer = (Digest, Bytes);
+
+pub fn gzip_layer(name: &str, size: usize) -> Layer {
+    let tar = tar(name, size);
+    (Digest::sha256(&tar), gzip(&tar))
+}
+
+/// Adds an image and tags it; returns the digests of manifest and config.
+pub fn add_image(content: &mut Content, tag: &str, layers: &[Layer]) -> (Digest, Digest) {
+    let diff_ids: Vec<String> = layers.iter().map(|(diff_id, _)| diff_id.to_string()).collect();
+    let config = serde_json::json!({
+        "architecture": pinnace_registry::Platform::host().architecture,
+        "os": "linux",
+        "created": "2026-01-02T03:04:05Z",
+        "config": {"User": "1000", "Labels": {"tag": tag}},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    })
+    .to_string();
+    let descriptors: Vec<Descriptor> = layers
+        .iter()
+        .map(|(_, blob)| {
+            content.add_blob(blob.clone());
+            Descriptor::of(OCI_LAYER_GZIP, blob)
+        })
+        .collect();
+    let config_descriptor = Descriptor::of(OCI_CONFIG, config.as_bytes());
+    let config_digest = content.add_blob(config);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config_descriptor, "layers": descriptors,
+    });
+    let manifest = content.add_manifest(OCI_MANIFEST, manifest.to_string());
+    let (repository, tag) = tag.split_once(':').unwrap_or((tag, "latest"));
+    content.tag(repository, tag, manifest);
+    (manifest, config_digest)
+}
+
+/// A body of these bytes that then hangs, or breaks off.
+pub fn unfinished(bytes: Bytes, hang: bool) -> Response<Body> {
+    struct Unfinished(Option<Bytes>, bool);
+    impl hyper::body::Body for Unfinished {
+        type Data = Bytes;
+        type Error = std::io::Error;
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+            use std::task::Poll;
+            match self.0.take() {
+                Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                None if self.1 => Poll::Pending,
+                None => Poll::Ready(Some(Err(std::io::Error::other("cut")))),
+            }
+        }
+    }
+    Response::new(Unfinished(Some(bytes), hang).boxed())
+}
+
+/// The whole chain of an error.
+pub fn chain(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -75,30 +75,39 @@ pub fn signal(pidfd: BorrowedFd<'_>, number: i32) -> Result<(), Errno> {
     if answer == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
-/// Puts every signal's disposition back to its default: execve keeps what is ignored.
+/// Puts every signal's disposition back to its default, those that libc keeps for itself included: execve keeps what is
+/// ignored.
 pub fn default_dispositions() {
     for number in 1..=64 {
-        disposition(number, libc::SIG_DFL);
+        default_disposition(number);
     }
 }
 
 /// Lets writes to a closed pipe fail with EPIPE instead of killing the process.
 pub fn ignore_broken_pipes() {
-    disposition(libc::SIGPIPE, libc::SIG_IGN);
+    // SAFETY: SIG_IGN installs no code that could run.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Undoes [`ignore_broken_pipes`], which execve would keep.
 pub fn default_broken_pipes() {
-    disposition(libc::SIGPIPE, libc::SIG_DFL);
+    default_disposition(libc::SIGPIPE);
 }
 
-fn disposition(number: i32, action: libc::sighandler_t) {
-    // SAFETY: all-zero bytes are a valid sigaction (empty mask, no flags).
-    let mut new: libc::sigaction = unsafe { std::mem::zeroed() };
-    new.sa_sigaction = action;
-    // SAFETY: SIG_DFL and SIG_IGN install no code that could run. SIGKILL, SIGSTOP and the two signals that libc keeps
-    // for itself are refused with EINVAL, which is what we want.
-    unsafe { libc::sigaction(number, &raw const new, std::ptr::null_mut()) };
+fn default_disposition(number: libc::c_int) {
+    // `struct sigaction` of the kernel: handler, flags, restorer and an eight-byte mask, in some order. SIG_DFL is 0.
+    let default = [0u64; 4];
+    // SAFETY: `default` is as large as the structure that the kernel reads, and installs no code that could run. SIGKILL
+    // and SIGSTOP are refused with EINVAL, for they have no other disposition.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            number,
+            std::ptr::from_ref(&default),
+            std::ptr::null_mut::<u8>(),
+            size_of::<u64>(),
+        );
+    }
 }
 
 /// setrlimit(2) by number; `u64::MAX` is infinity. EINVAL for a number that the kernel does not know.

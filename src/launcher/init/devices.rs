@@ -61,6 +61,9 @@ fn make(
     if !matches!(kind, FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo) {
         return Err(Failure::refused("device", path, format!("mode {:o} is not a node", device.mode)));
     }
+    if device.uid == u32::MAX || device.gid == u32::MAX {
+        return Err(Failure::refused("device", path, "owner is not an id"));
+    }
     let number = makedev(device.major, device.minor);
     match mknodat(parent, name, kind, Mode::from_raw_mode(device.mode & 0o7777), number) {
         Ok(()) => {

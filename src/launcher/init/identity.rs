@@ -22,6 +22,15 @@ use crate::procfs::Procfs;
 
 const STAGE: &str = "capabilities";
 
+/// Refuses the id that means "no id" to chown(2) and setresuid(2) (rule R9).
+pub(super) fn check(wanted: &Process) -> Result<(), Failure> {
+    let ids = [wanted.uid, wanted.gid];
+    match ids.iter().chain(&wanted.groups).find(|id| **id == u32::MAX) {
+        Some(id) => Err(Failure::refused("user", id.to_string(), "not an id")),
+        None => Ok(()),
+    }
+}
+
 /// Things that only root can set and that execve keeps: keyring, resource limits, OOM score, labels, umask.
 pub(super) fn limit(wanted: &Process, procfs: &Procfs) -> Result<(), Failure> {
     match process::join_new_session_keyring() {
@@ -114,12 +123,8 @@ pub(super) fn assume(wanted: &Process) -> Result<Identity, Failure> {
         }
     }
 
-    let groups: Vec<Gid> = wanted.groups.iter().copied().map(valid_gid).collect::<Result<_, _>>()?;
-    let gid = valid_gid(wanted.gid)?;
-    if wanted.uid == u32::MAX {
-        return Err(Failure::refused("user", wanted.uid.to_string(), "not a user id"));
-    }
-    let uid = Uid::from_raw(wanted.uid);
+    let groups: Vec<Gid> = wanted.groups.iter().copied().map(Gid::from_raw).collect();
+    let (uid, gid) = (Uid::from_raw(wanted.uid), Gid::from_raw(wanted.gid));
     set_thread_groups(&groups).at("user", "setgroups", "")?;
     set_thread_res_gid(gid, gid, gid).at("user", "setresgid", wanted.gid.to_string())?;
     if wanted.uid != 0 {
@@ -147,13 +152,6 @@ pub(super) fn assume(wanted: &Process) -> Result<Identity, Failure> {
         verify(&last)?;
     }
     Ok(Identity { last, pending: late })
-}
-
-fn valid_gid(gid: u32) -> Result<Gid, Failure> {
-    if gid == u32::MAX {
-        return Err(Failure::refused("user", gid.to_string(), "not a group id"));
-    }
-    Ok(Gid::from_raw(gid))
 }
 
 fn set_sets(wanted: &Capabilities) -> Result<(), Failure> {

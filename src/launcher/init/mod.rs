@@ -84,6 +84,7 @@ pub(crate) fn container(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> u8 
 
 fn launch(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> Result<std::convert::Infallible, Failure> {
     let process = plan.process.as_ref().ok_or_else(|| missing("process"))?;
+    identity::check(process)?;
     rustix::process::umask(Mode::empty());
     join_cgroups(plan.cgroup.as_ref(), kit.slots)?;
     let mut owned = inherited;
@@ -101,7 +102,7 @@ fn launch(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> Result<std::conve
     new_session()?;
     kit.procfs.set_sysctls(&plan.sysctls, owned)?;
 
-    let held = rootfs::take_from_monitor(plan)?;
+    let held = rootfs::take_from_monitor(plan, inherited)?;
     let root = kit.slots.at(plan.rootfs)?;
     rootfs::enter(root)?;
     mounts::mount_all(plan, root, kit.slots, held.shm)?;
@@ -139,6 +140,7 @@ fn join(
     container: BorrowedFd<'_>,
     kit: &Kit<'_>,
 ) -> Result<std::convert::Infallible, Failure> {
+    identity::check(process)?;
     rustix::process::umask(Mode::empty());
     join_cgroups(cgroup, kit.slots)?;
     // All at once: a container that ends meanwhile leaves nothing half-joined. Root and working directory become those

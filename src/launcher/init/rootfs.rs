@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use pinnace_sys::clone::NEWIPC;
 use pinnace_sys::mount::{Attributes, PRIVATE, RDONLY, Reach, change};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
@@ -22,8 +23,8 @@ pub(super) struct Held {
     pub empty: Option<OwnedFd>,
 }
 
-/// Clones them while their paths still exist, i.e. before [`enter`].
-pub(super) fn take_from_monitor(plan: &LaunchPlan) -> Result<Held, Failure> {
+/// Clones them while their paths still exist, i.e. before [`enter`]. `namespaces` are those that the pod has of its own.
+pub(super) fn take_from_monitor(plan: &LaunchPlan, namespaces: u64) -> Result<Held, Failure> {
     let clone = |path: &str| {
         open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC).at(
             "mount",
@@ -34,7 +35,10 @@ pub(super) fn take_from_monitor(plan: &LaunchPlan) -> Result<Held, Failure> {
     let mut shm = Vec::new();
     for mount in &plan.mounts {
         if matches!(mount.source, Some(MountSource::PodShm(_))) {
-            shm.push(clone(room::SHM).map_err(|failure| failure.because("the pod has no shm of its own"))?);
+            if namespaces & NEWIPC == 0 {
+                return Err(Failure::refused("mount", &mount.target, "the pod has no shm of its own"));
+            }
+            shm.push(clone(room::SHM)?);
         }
     }
     let masks = !plan.masked_paths.is_empty();

@@ -103,6 +103,12 @@ impl Planned {
                 ..Default::default()
             })
             .collect();
+        planned.plan.devices.push(pinnace_launcher::plan::Device {
+            path: b"/dev/tty".to_vec(),
+            mode: 0o020_666,
+            major: 5,
+            ..Default::default()
+        });
         planned.plan.links = [("fd", "/proc/self/fd"), ("stdout", "/proc/self/fd/1"), ("ptmx", "pts/ptmx")]
             .iter()
             .map(|(name, target)| Link {

@@ -1,13 +1,16 @@
 //! Chains: what a list of layers means as one file system.
 //!
-//! Layers are stored without knowledge of what they are stacked on. Three things can only be said
+//! Layers are stored without knowledge of what they are stacked on. Four things can only be said
 //! about a chain:
 //!
 //! - the same layer twice: overlayfs refuses that; the lower one has no effect, so it is dropped;
 //! - a layer with an opaque root hides all below it: they are dropped;
 //! - a directory that a layer implies without an entry looks like the same directory further down.
 //!   overlayfs takes the attributes of a merged directory from the top layer that has it, so a
-//!   chain where this matters gets a *fixup*: a small top layer with just those directories.
+//!   chain where this matters gets a *fixup*: a small top layer with just those directories;
+//! - a directory with whiteouts that no other layer has: overlayfs hides whiteouts only where it
+//!   merges directories and lists them as broken files elsewhere. The fixup gets that directory
+//!   too, so that there is something to merge.
 //!
 //! ```text
 //! chains/<hex of the chain>/     the directories, nothing else
@@ -61,9 +64,10 @@ impl Stack {
         (explicit, ownership)
     }
 
-    fn implies_directories(&self) -> bool {
-        // In the base layer there is nothing further down.
+    pub(crate) fn may_need_fixup(&self) -> bool {
+        // Below the base layer there is nothing that an implied directory could look like.
         self.layers.iter().rev().skip(1).any(|layer| !layer.info.implicit.is_empty())
+            || self.layers.iter().any(|layer| !layer.info.with_whiteouts.is_empty())
     }
 
     /// A name for this stack.
@@ -109,7 +113,7 @@ impl Inner {
         stack: &Stack,
         roots: &[Arc<OwnedFd>],
     ) -> Result<Option<(String, Arc<OwnedFd>)>> {
-        if !stack.implies_directories() {
+        if !stack.may_need_fixup() {
             return Ok(None);
         }
         let name = stack.name();
@@ -145,24 +149,32 @@ impl Inner {
 
 /// The directories that need fixing, with their parents, by path.
 fn looks(stack: &Stack, roots: &[Arc<OwnedFd>]) -> Result<BTreeMap<Vec<u8>, Look>, Errno> {
-    let implicit: Vec<HashSet<Vec<u8>>> = stack
-        .layers
-        .iter()
-        .map(|layer| layer.info.implicit.iter().filter_map(|path| hex::decode(path).ok()).collect())
-        .collect();
+    let decoded = |paths: &[String]| paths.iter().filter_map(|path| hex::decode(path).ok()).collect();
+    let implicit: Vec<HashSet<Vec<u8>>> =
+        stack.layers.iter().map(|layer| decoded(&layer.info.implicit)).collect();
+    let with_whiteouts: Vec<HashSet<Vec<u8>>> =
+        stack.layers.iter().map(|layer| decoded(&layer.info.with_whiteouts)).collect();
     let mut looks = BTreeMap::new();
     for path in implicit.iter().flatten().collect::<HashSet<_>>() {
         // Only where the top layer that has the directory has it without an entry.
-        let Some((true, look)) = effective(path, roots, &implicit)? else { continue };
-        let Some(look) = look.filter(|look| !look.is_default()) else { continue };
-        looks.insert(path.clone(), look);
+        let Some(effective) = effective(path, roots, &implicit)? else { continue };
+        let look = effective.look.filter(|look| effective.top_is_implicit && !look.is_default());
+        if let Some(look) = look {
+            looks.insert(path.clone(), look);
+        }
+    }
+    for path in with_whiteouts.iter().flatten().collect::<HashSet<_>>() {
+        let Some(effective) = effective(path, roots, &implicit)? else { continue };
+        if !is_merged(path, roots)? && !looks.contains_key(path) {
+            looks.insert(path.clone(), effective.look.unwrap_or_else(default_look));
+        }
     }
     // The parents become part of the top layer too, so they need their own look there.
     for path in looks.keys().cloned().collect::<Vec<_>>() {
         for (slash, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
             let parent = path[..slash].to_vec();
             if let Entry::Vacant(place) = looks.entry(parent) {
-                let look = effective(place.key(), roots, &implicit)?.and_then(|(_, look)| look);
+                let look = effective(place.key(), roots, &implicit)?.and_then(|effective| effective.look);
                 place.insert(look.unwrap_or_else(default_look));
             }
         }
@@ -176,23 +188,30 @@ fn default_look() -> Look {
     Look { ownership: DEFAULT, times, xattrs: Vec::new() }
 }
 
-/// How a directory looks in the chain: whether its top occurrence is implicit, and the look of the
-/// first one that has an entry. `None` if it is not visible.
+/// A visible directory of the chain.
+struct Effective {
+    /// The top layer that has it has no entry for it.
+    top_is_implicit: bool,
+    /// How the first layer that has an entry says it looks.
+    look: Option<Look>,
+}
+
+/// What a directory is in the chain; `None` if it is not visible.
 fn effective(
     path: &[u8],
     roots: &[Arc<OwnedFd>],
     implicit: &[HashSet<Vec<u8>>],
-) -> Result<Option<(bool, Option<Look>)>, Errno> {
-    let mut top_is_implicit = None;
+) -> Result<Option<Effective>, Errno> {
+    let mut top = None;
     for (root, implicit) in roots.iter().zip(implicit) {
         match ask(root.as_fd(), path)? {
             Answer::Nothing => {}
             Answer::Hidden => break,
             Answer::Directory { dir, opaque } => {
                 let is_implicit = implicit.contains(path);
-                let top_is_implicit = *top_is_implicit.get_or_insert(is_implicit);
+                let top_is_implicit = *top.get_or_insert(is_implicit);
                 if !is_implicit {
-                    return Ok(Some((top_is_implicit, Some(look(&dir)?))));
+                    return Ok(Some(Effective { top_is_implicit, look: Some(look(&dir)?) }));
                 }
                 if opaque {
                     break;
@@ -200,7 +219,25 @@ fn effective(
             }
         }
     }
-    Ok(top_is_implicit.map(|is_implicit| (is_implicit, None)))
+    Ok(top.map(|top_is_implicit| Effective { top_is_implicit, look: None }))
+}
+
+/// Whether more than one layer shows through at a directory.
+fn is_merged(path: &[u8], roots: &[Arc<OwnedFd>]) -> Result<bool, Errno> {
+    let mut found = 0;
+    for root in roots {
+        match ask(root.as_fd(), path)? {
+            Answer::Nothing => {}
+            Answer::Hidden => break,
+            Answer::Directory { opaque, .. } => {
+                found += 1;
+                if opaque {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(found > 1)
 }
 
 fn ask(root: BorrowedFd<'_>, path: &[u8]) -> Result<Answer, Errno> {

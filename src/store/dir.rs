@@ -233,14 +233,28 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
         Err(errno) => return Err(errno),
     }
     let top = open_directory(dir, name)?;
+    let mut rounds = 0;
+    loop {
+        empty(top.as_fd())?;
+        match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            // A flush that was under way has just put its marker there.
+            Err(Errno::NOTEMPTY | Errno::EXIST) if rounds < 8 => rounds += 1,
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Removes everything below a directory.
+fn empty(top: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut serial = 0_u64;
     let mut pending = vec![None::<CString>];
     while let Some(sub) = pending.pop() {
         let opened;
         let current = match &sub {
-            None => top.as_fd(),
+            None => top,
             Some(sub) => {
-                opened = open_directory(top.as_fd(), sub)?;
+                opened = open_directory(top, sub)?;
                 opened.as_fd()
             }
         };
@@ -256,7 +270,7 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
                     if sub.is_none() {
                         pending.push(Some(entry));
                     } else {
-                        let (lifted, number) = lift(current, &entry, top.as_fd(), serial)?;
+                        let (lifted, number) = lift(current, &entry, top, serial)?;
                         serial = number;
                         pending.push(Some(lifted));
                     }
@@ -265,13 +279,10 @@ fn remove_tree(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
             }
         }
         if let Some(sub) = &sub {
-            fs::unlinkat(&top, sub, AtFlags::REMOVEDIR)?;
+            fs::unlinkat(top, sub, AtFlags::REMOVEDIR)?;
         }
     }
-    match fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(errno),
-    }
+    Ok(())
 }
 
 /// Moves a directory to the top of the tree under removal, under a free name.

@@ -376,7 +376,7 @@ impl Store {
     pub fn layer_root(&self, diff_id: &DiffId) -> Result<OwnedFd> {
         let layers = self.inner.layers_of(&[*diff_id])?;
         let layer = layers.first().ok_or(Error::LayerNotFound(*diff_id))?;
-        overlay::detached_clone(&diff_id.to_string(), self.inner.layer_root(layer)?.as_fd())
+        self.inner.layer_clone(layer)
     }
 
     /// The uncompressed tar of a layer, byte for byte, if the layer is kept that way.

@@ -17,6 +17,7 @@
 //! attached elsewhere.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -28,6 +29,7 @@ use rustix::mount::{
     self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags,
 };
+use rustix::thread::CpuSet;
 
 use crate::dir::Dir;
 use crate::error::{Error, Result};
@@ -44,6 +46,14 @@ const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE
 pub(crate) struct Mounts {
     requests: Option<SyncSender<Request>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// How the thread gets into its namespace.
+enum Entry {
+    /// The one that an earlier process has pinned.
+    Pinned(OwnedFd),
+    /// A new one, made on that CPU; afterwards the thread may run where it was allowed to.
+    New { cpu: usize, allowed: CpuSet },
 }
 
 type Answer<T> = SyncSender<Result<T>>;
@@ -73,13 +83,32 @@ enum Request {
 impl Mounts {
     /// Enters the namespace pinned under `run`, or makes and pins one.
     pub(crate) fn open(run: &Dir) -> Result<Self> {
-        let pinned = pinned(run)?;
-        let fresh = pinned.is_none();
+        if let Some(namespace) = pinned(run)? {
+            return Self::enter(run, Entry::Pinned(namespace)).map(|(mounts, _)| mounts);
+        }
+        // The kernel lets a namespace be pinned only in an older one, and since 6.18 it takes the numbers that it
+        // compares from batches, one batch a CPU: a newer namespace made on another CPU can have a lower number than
+        // ours. On the CPU where ours was made every later one is higher, so one of the CPUs succeeds.
+        let allowed = rustix::thread::sched_getaffinity(None)
+            .map_err(Error::io("read the CPU affinity for", run.entry(PIN)))?;
+        let mut outcome = Err(Error::MountThread);
+        for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)) {
+            let (mounts, namespace) = Self::enter(run, Entry::New { cpu, allowed })?;
+            outcome = pin(run, namespace.as_fd()).map(|()| mounts);
+            if !matches!(&outcome, Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidInput)
+            {
+                break;
+            }
+        }
+        outcome
+    }
+
+    fn enter(run: &Dir, entry: Entry) -> Result<(Self, OwnedFd)> {
         let (requests, inbox) = sync_channel(16);
         let (ready, entered) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("store-mounts".to_owned())
-            .spawn(move || match enter(pinned) {
+            .spawn(move || match enter(entry) {
                 Ok((root, namespace)) => {
                     // The receiver waits below; if it is gone, so is the need for this thread.
                     if ready.send(Ok(namespace)).is_ok() {
@@ -91,10 +120,7 @@ impl Mounts {
             .map_err(|source| Error::Io { op: "start a thread for", path: run.entry(PIN), source })?;
         let mounts = Self { requests: Some(requests), thread: Some(thread) };
         let namespace = entered.recv().map_err(|_| Error::MountThread)??;
-        if fresh {
-            pin(run, namespace.as_fd())?;
-        }
-        Ok(mounts)
+        Ok((mounts, namespace))
     }
 
     pub(crate) fn clone_of(&self, name: &str) -> Result<Option<OwnedFd>> {
@@ -173,17 +199,21 @@ fn pin(run: &Dir, namespace: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Runs on the thread: into the pinned namespace, or into a new one without anything in it.
-fn enter(pinned: Option<OwnedFd>) -> Result<(OwnedFd, OwnedFd)> {
+fn enter(entry: Entry) -> Result<(OwnedFd, OwnedFd)> {
     let fault = |step| move |errno: nix::Error| namespace_fault(step)(Errno::from_raw_os_error(errno as i32));
     // Root and working directory become this thread's own; setns(2) asks for that.
     unshare(CloneFlags::CLONE_FS).map_err(fault("unshare(CLONE_FS)"))?;
-    let namespace = match pinned {
-        Some(namespace) => {
+    let namespace = match entry {
+        Entry::Pinned(namespace) => {
             setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(fault("setns"))?;
             namespace
         }
-        None => {
+        Entry::New { cpu, allowed } => {
+            let mut only = CpuSet::new();
+            only.set(cpu);
+            rustix::thread::sched_setaffinity(None, &only).map_err(namespace_fault("move to a CPU"))?;
             unshare(CloneFlags::CLONE_NEWNS).map_err(fault("unshare(CLONE_NEWNS)"))?;
+            rustix::thread::sched_setaffinity(None, &allowed).map_err(namespace_fault("leave a CPU"))?;
             let namespace = open_own_namespace().map_err(namespace_fault("open the new namespace"))?;
             empty_the_namespace()?;
             namespace

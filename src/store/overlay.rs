@@ -84,9 +84,14 @@ pub(crate) fn idmapped_clone(
     fd: BorrowedFd<'_>,
     user_namespace: BorrowedFd<'_>,
 ) -> Result<OwnedFd> {
-    use pinnace_sys::mount::{Attributes, Reach, change};
     let clone = detached_clone(subject, fd)?;
-    change(clone.as_fd(), Reach::Mount, &Attributes::setting(0).mapped(user_namespace))
-        .map_err(mount_fault("map owners", subject))?;
+    map_owners(subject, clone.as_fd(), user_namespace)?;
     Ok(clone)
+}
+
+/// Maps the owners in a mount that nobody uses yet.
+pub(crate) fn map_owners(subject: &str, mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> Result<()> {
+    use pinnace_sys::mount::{Attributes, Reach, change};
+    change(mount, Reach::Mount, &Attributes::default().mapped(user_namespace))
+        .map_err(mount_fault("map owners", subject))
 }

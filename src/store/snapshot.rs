@@ -213,7 +213,7 @@ impl Inner {
 
     /// The roots of the layers of a stack; nothing is opened unless the stack may need a fixup.
     fn roots(&self, stack: &Stack) -> Result<Vec<Arc<OwnedFd>>> {
-        if stack.layers.iter().all(|layer| layer.info.implicit.is_empty()) {
+        if !stack.may_need_fixup() {
             return Ok(Vec::new());
         }
         stack.layers.iter().map(|layer| self.layer_root(layer)).collect()
@@ -247,21 +247,36 @@ impl Inner {
         Ok(Arc::clone(root.insert(Arc::new(opened))))
     }
 
+    /// A clone of a layer's root that belongs to the caller, so that its attributes can be changed.
+    ///
+    /// A mount that is attached nowhere can be cloned only in the namespace that it comes from
+    /// (`may_copy_tree` of fs/namespace.c), hence by the mount thread.
+    pub(crate) fn layer_clone(&self, layer: &Layer) -> Result<OwnedFd> {
+        let root = self.layer_root(layer)?;
+        let name = file_name(layer.info.diff_id.digest());
+        match layer.info.form {
+            LayerForm::Directory => overlay::detached_clone(&name, root.as_fd()),
+            LayerForm::TarErofs => self.mounts()?.clone_of(&name)?.ok_or(Error::MountThread),
+        }
+    }
+
     pub(crate) fn mount(self: &Arc<Self>, key: &str, options: &MountOptions<'_>) -> Result<OwnedFd> {
         let record = self.snapshot(key)?;
         let stack = Stack::of(&self.layers_of(&record.layers)?);
         let mut lowers = Vec::with_capacity(stack.layers.len() + 1);
         for layer in &stack.layers {
-            lowers.push(self.layer_root(layer)?);
+            lowers.push(match options.user_namespace {
+                None => self.layer_root(layer)?,
+                Some(user_namespace) => {
+                    let clone = self.layer_clone(layer)?;
+                    overlay::map_owners(key, clone.as_fd(), user_namespace)?;
+                    Arc::new(clone)
+                }
+            });
         }
-        let (root_layer, _) = stack.root();
-        let root_layer = root_layer.unwrap_or(lowers.len().saturating_sub(1));
-        if let Some(user_namespace) = options.user_namespace {
-            for lower in &mut lowers {
-                *lower = Arc::new(overlay::idmapped_clone(key, lower.as_fd(), user_namespace)?);
-            }
-        }
-        let mapped_root = options.user_namespace.and_then(|_| lowers.get(root_layer).cloned());
+        // Any layer without an entry for its root shows it with the default owner.
+        let root_layer = stack.root().0.unwrap_or(0);
+        let mut mapped_root = options.user_namespace.and_then(|_| lowers.get(root_layer).cloned());
         let fixup = self.fixup_of(&record)?;
         if let Some(fixup) = fixup {
             let fixup = match options.user_namespace {
@@ -276,6 +291,9 @@ impl Inner {
         let wanted = if record.kind == SnapshotKind::Active { 1 } else { 2 };
         while lowers.len() < wanted {
             lowers.push(Arc::new(self.empty_lower(options.user_namespace)?));
+        }
+        if options.user_namespace.is_some() && mapped_root.is_none() {
+            mapped_root = lowers.first().cloned();
         }
         let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
         let dir = self.snapshots.open(key)?;

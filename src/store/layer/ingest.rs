@@ -222,6 +222,7 @@ fn allocated(file: &File, length: u64) -> u64 {
 
 fn describe(tree: &Tree, diff_id: DiffId, form: LayerForm, tar_bytes: u64) -> LayerInfo {
     let root = tree.inode(ROOT).zip(tree.directory(ROOT));
+    let special = tree.special_directories();
     LayerInfo {
         version: INFO_VERSION,
         diff_id,
@@ -236,7 +237,8 @@ fn describe(tree: &Tree, diff_id: DiffId, form: LayerForm, tar_bytes: u64) -> La
             gid: inode.gid,
         }),
         root_opaque: root.is_some_and(|(_, directory)| directory.opaque),
-        implicit: tree.implicit_directories().iter().map(hex::encode).collect(),
+        implicit: special.implicit.iter().map(hex::encode).collect(),
+        with_whiteouts: special.with_whiteouts.iter().map(hex::encode).collect(),
     }
 }
 

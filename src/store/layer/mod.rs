@@ -91,6 +91,8 @@ pub struct LayerInfo {
     pub(crate) root_opaque: bool,
     /// Directories that the tar implies without an entry, as hex of their path.
     pub(crate) implicit: Vec<String>,
+    /// Directories that have whiteouts in them, as hex of their path.
+    pub(crate) with_whiteouts: Vec<String>,
 }
 
 /// A layer of an open store.

@@ -189,15 +189,17 @@ impl TreeBuilder {
     }
 
     /// Resolves whiteouts and link counts.
+    ///
+    /// Whiteouts in and below an opaque directory are dropped: there is nothing left to hide, and
+    /// overlayfs would list them as broken files, because it looks for whiteouts only where it
+    /// merges directories.
     pub(crate) fn finish(mut self) -> Result<Tree, Error> {
-        for id in 0..self.inodes.len() {
-            let Ok(id) = InodeId::try_from(id) else { break };
+        let mut pending = vec![(ROOT, false)];
+        while let Some((id, covered)) = pending.pop() {
             let Some(directory) = self.directory_mut(id) else { continue };
-            if id != ROOT && directory.parent == id {
-                continue;
-            }
             let whiteouts = std::mem::take(&mut directory.whiteouts);
-            for name in whiteouts {
+            let covered = covered || directory.opaque;
+            for name in whiteouts.into_iter().filter(|_| !covered) {
                 match self.child(id, &name) {
                     Some(child) => {
                         if let Some(directory) = self.directory_mut(child) {
@@ -218,18 +220,16 @@ impl TreeBuilder {
                     }
                 }
             }
-            let subdirectories = self.subdirectories(id);
+            let Some(directory) = self.directory(id) else { continue };
+            let below = directory.children.values().filter(|child| self.directory(**child).is_some());
+            let first = pending.len();
+            pending.extend(below.map(|child| (*child, covered)));
+            let subdirectories = u32::try_from(pending.len() - first).unwrap_or(u32::MAX);
             if let Some(inode) = self.inode_mut(id) {
                 inode.nlink = subdirectories.saturating_add(2);
             }
         }
         Ok(Tree { inodes: self.inodes, entries: self.entries })
-    }
-
-    fn subdirectories(&self, id: InodeId) -> u32 {
-        let Some(directory) = self.directory(id) else { return 0 };
-        let count = directory.children.values().filter(|child| self.directory(**child).is_some()).count();
-        u32::try_from(count).unwrap_or(u32::MAX)
     }
 
     fn hard_link(
@@ -400,8 +400,6 @@ impl TreeBuilder {
             let Some(inode) = self.inode_mut(id) else { continue };
             inode.nlink = inode.nlink.saturating_sub(1);
             if let Node::Directory(directory) = &mut inode.node {
-                // An unreachable directory is its own parent, which `finish` skips.
-                directory.parent = id;
                 directory.whiteouts.clear();
                 doomed.extend(std::mem::take(&mut directory.children).into_values());
             }
@@ -522,29 +520,46 @@ impl Tree {
         }
     }
 
-    /// The paths of the directories without entry, the root excepted, parents first.
-    pub(crate) fn implicit_directories(&self) -> Vec<Vec<u8>> {
-        let mut found = Vec::new();
+    /// The paths of the directories without entry, and of those with whiteouts in them; the root
+    /// excepted, sorted.
+    pub(crate) fn special_directories(&self) -> Special {
+        let mut special = Special::default();
         let mut pending = vec![(ROOT, Vec::new())];
         while let Some((id, path)) = pending.pop() {
             let Some(directory) = self.directory(id) else { continue };
             if directory.implicit && id != ROOT {
-                found.push(path.clone());
+                special.implicit.push(path.clone());
             }
+            let mut has_whiteout = false;
             for (name, child) in &directory.children {
-                if self.directory(*child).is_some() {
-                    let mut below = path.clone();
-                    if !below.is_empty() {
-                        below.push(b'/');
+                match self.inode(*child).map(|inode| &inode.node) {
+                    Some(Node::Directory(_)) => {
+                        let mut below = path.clone();
+                        if !below.is_empty() {
+                            below.push(b'/');
+                        }
+                        below.extend_from_slice(name);
+                        pending.push((*child, below));
                     }
-                    below.extend_from_slice(name);
-                    pending.push((*child, below));
+                    Some(Node::Char { major: 0, minor: 0 }) => has_whiteout = true,
+                    _ => {}
                 }
             }
+            if has_whiteout && id != ROOT {
+                special.with_whiteouts.push(path);
+            }
         }
-        found.sort_unstable();
-        found
+        special.implicit.sort_unstable();
+        special.with_whiteouts.sort_unstable();
+        special
     }
+}
+
+/// Directories whose look depends on the chain.
+#[derive(Debug, Default)]
+pub(crate) struct Special {
+    pub(crate) implicit: Vec<Vec<u8>>,
+    pub(crate) with_whiteouts: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

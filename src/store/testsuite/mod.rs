@@ -4,7 +4,11 @@
 //! the suite needs root.
 
 mod archive;
+mod chain;
+mod gnu;
 mod happy;
+mod hostile;
+mod view;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -47,6 +51,28 @@ impl Fixture {
         change(&mut options);
         let store = Store::open(options.clone()).unwrap();
         Self { store, options, place }
+    }
+
+    /// The daemon ends and starts again.
+    pub(crate) fn reopen(&mut self) {
+        self.close();
+        self.store = Store::open(self.options.clone()).unwrap();
+    }
+
+    /// The same with an empty run directory.
+    pub(crate) fn reboot(&mut self) {
+        self.store.release_pins().unwrap();
+        self.close();
+        std::fs::remove_dir_all(&self.options.run).unwrap();
+        self.store = Store::open(self.options.clone()).unwrap();
+    }
+
+    /// Replaces the store by one elsewhere, so that the last handle of this one goes.
+    fn close(&mut self) {
+        let mut options = self.options.clone();
+        options.root = self.place.path().join("parked");
+        options.run = self.place.path().join("parked-run");
+        self.store = Store::open(options).unwrap();
     }
 
     pub(crate) fn root(&self) -> PathBuf {

@@ -125,6 +125,9 @@ pub enum Error {
         /// Its limit.
         limit: Duration,
     },
+    /// The caller went away, and what it had begun for itself was ended.
+    #[error("the caller went away")]
+    CallerGone,
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -169,7 +172,7 @@ pub enum Error {
     Cgroup(#[from] pinnace_cgroup::CgroupError),
     /// Seccomp profile.
     #[error(transparent)]
-    Seccomp(#[from] pinnace_seccomp::Error),
+    Seccomp(#[from] pinnace_seccomp::SeccompError),
     /// Credentials of a pull.
     #[error(transparent)]
     Auth(#[from] pinnace_registry::auth::Error),
@@ -214,8 +217,11 @@ impl Error {
             Self::Launch(failure) => launch_code(failure),
             Self::MonitorGone(_) | Self::ShuttingDown => Code::Unavailable,
             Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::CallerGone => Code::Cancelled,
             Self::Joined { code, .. } => *code,
-            Self::Io { source, .. } | Self::Record(crate::record::Error::Io { source, .. }) => io_code(source),
+            Self::Io { source, .. } | Self::Record(crate::record::Error::Io { source, .. }) => {
+                io_code(source)
+            }
             Self::Record(crate::record::Error::Json { .. }) => Code::DataLoss,
             Self::Store(error) => store_code(error),
             Self::Pull(error) => pull_code(error),
@@ -348,8 +354,26 @@ fn spec_code(error: &pinnace_spec::Error) -> Code {
 }
 
 fn pull_code(error: &pinnace_pull::Error) -> Code {
-    let _ = error;
-    Code::Internal
+    use pinnace_pull::ErrorKind as Pull;
+    use pinnace_registry::ErrorKind as Registry;
+    match error.kind() {
+        Pull::Registry(registry) => match registry {
+            Registry::InvalidArgument => Code::InvalidArgument,
+            Registry::NotFound => Code::NotFound,
+            Registry::Unauthorized => Code::Unauthenticated,
+            Registry::Forbidden => Code::PermissionDenied,
+            Registry::RateLimited => Code::ResourceExhausted,
+            Registry::Unavailable => Code::Unavailable,
+            Registry::Timeout => Code::DeadlineExceeded,
+            Registry::DataLoss => Code::DataLoss,
+            Registry::Configuration | Registry::InvalidImage | Registry::Refused => Code::FailedPrecondition,
+        },
+        Pull::InvalidImage => Code::FailedPrecondition,
+        Pull::DataLoss => Code::DataLoss,
+        Pull::ResourceExhausted => Code::ResourceExhausted,
+        Pull::Cancelled => Code::Cancelled,
+        Pull::Internal => Code::Internal,
+    }
 }
 
 impl From<pinnace_spec::image::Error> for Error {

@@ -15,7 +15,9 @@ fn random_hex() -> String {
     let mut filled = 0;
     while filled < bytes.len() {
         // Cannot fail for up to 256 bytes once the pool is initialised (getrandom(2)); a retry covers EINTR before that.
-        if let Ok(count) = rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+        if let Ok(count) =
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
+        {
             filled += count;
         }
     }

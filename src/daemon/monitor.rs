@@ -83,8 +83,7 @@ impl Monitor {
         directory: &Path,
     ) -> Result<(Arc<Self>, State), Error> {
         let directory = open_directory(directory)?;
-        let connection =
-            node.blocking(move |_| Ok(client::connect(directory.as_fd())?)).await?;
+        let connection = node.blocking(move |_| Ok(client::connect(directory.as_fd())?)).await?;
         Self::greet(node, sandbox, connection).await
     }
 
@@ -111,11 +110,7 @@ impl Monitor {
     }
 
     /// Sends a request and waits for its reply; a refusal is an error. `descriptors` are the request's slots.
-    pub async fn request(
-        &self,
-        request: Request,
-        descriptors: &[BorrowedFd<'_>],
-    ) -> Result<Reply, Error> {
+    pub async fn request(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, Error> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         {
@@ -232,7 +227,8 @@ impl Monitor {
 /// Waits for the child in the background: by a pidfd, so that it costs no thread.
 fn reap(node: &Node, sandbox: &SandboxId, child: &mut std::process::Child) -> Result<(), Error> {
     use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
-    let failed = |error: rustix::io::Errno| Error::io("open pidfd of", format!("monitor of {sandbox}"))(error.into());
+    let failed =
+        |error: rustix::io::Errno| Error::io("open pidfd of", format!("monitor of {sandbox}"))(error.into());
     let pid = Pid::from_child(child);
     let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(failed)?;
     let pidfd = readable(pidfd, "pidfd of a monitor")?;

@@ -33,7 +33,7 @@ pub struct Node {
     /// As loaded.
     pub config: Config,
     /// Content, layers, snapshots, images.
-    pub store: Arc<Store>,
+    pub store: Store,
     /// Registries to store.
     pub puller: Puller,
     /// Pod networks.
@@ -68,7 +68,7 @@ pub struct Parts {
     /// As loaded.
     pub config: Config,
     /// Content, layers, snapshots, images.
-    pub store: Arc<Store>,
+    pub store: Store,
     /// Registries to store.
     pub puller: Puller,
     /// Pod networks.

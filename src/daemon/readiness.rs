@@ -17,7 +17,10 @@ impl<T: AsFd> AsRawFd for Watched<T> {
 }
 
 /// Registers `inner`, which must keep one and the same descriptor for life, for readability.
-#[expect(deprecated, reason = "its successor is unsafe for types that swap their descriptor; ours own one OwnedFd")]
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe for types that swap their descriptor; ours own one OwnedFd"
+)]
 pub fn readable<T: AsFd>(inner: T, what: &'static str) -> Result<AsyncFd<Watched<T>>, crate::error::Error> {
     let registered: io::Result<_> = AsyncFd::with_interest(Watched(inner), Interest::READABLE);
     registered.map_err(crate::error::Error::io("register", what))

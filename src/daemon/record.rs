@@ -66,8 +66,7 @@ pub fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
 
 /// Writes a record.
 pub fn write<T: Serialize>(path: &Path, record: &T) -> Result<(), Error> {
-    let bytes =
-        serde_json::to_vec(record).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let bytes = serde_json::to_vec(record).map_err(|source| Error::Json { path: path.to_owned(), source })?;
     write_file(path, &bytes, 0o600)
 }
 

@@ -105,11 +105,7 @@ async fn reconnect(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Option<State> {
     }
 }
 
-async fn recover_container(
-    node: &Arc<Node>,
-    directory: &std::path::Path,
-    name: &str,
-) -> Result<(), Error> {
+async fn recover_container(node: &Arc<Node>, directory: &std::path::Path, name: &str) -> Result<(), Error> {
     let id: ContainerId = name.parse().map_err(|_| Error::invalid("container directory", name))?;
     let path = Container::record_path(directory);
     let record: Option<ContainerRecord> = if path.exists() { Some(disk::read(&path)?) } else { None };

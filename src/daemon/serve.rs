@@ -30,7 +30,8 @@ const NETWORK_LINGER: Duration = Duration::from_secs(1);
 pub fn serve(config: Config) -> anyhow::Result<()> {
     logging::init(&config.daemon.log_level, config.daemon.log_format)?;
     let _lock = state_lock::StateLock::acquire(&config.daemon.root, &config.daemon.run)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(run(config))
 }
 
@@ -38,7 +39,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let path = config.socket();
     let grace = config.daemon.drain_timeout;
     // Bound before recovery: a client that comes early waits in the backlog instead of being refused.
-    let listener = socket::listen(&path)?;
+    let socket::Listening { listener, bound } = socket::listen(&path)?;
     listener.set_nonblocking(true).context("make the socket asynchronous")?;
     let listener = tokio::net::UnixListener::from_std(listener).context("register the socket")?;
     let parts = tokio::task::spawn_blocking(move || open(config)).await??;
@@ -78,6 +79,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     node.closing.cancel();
     let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;
+    if let Some(path) = bound
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        tracing::warn!(socket = %path.display(), %error, "the socket stays");
+    }
     let close = tokio::task::spawn_blocking(move || {
         // What is left of a node without pods is nothing: the layers' mounts go too.
         if node.sandboxes.all().is_empty() && node.containers.all().is_empty() {
@@ -97,17 +103,24 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         config::LayerForm::TarErofs => Some(pinnace_store::LayerForm::TarErofs),
         config::LayerForm::Directory => Some(pinnace_store::LayerForm::Directory),
     };
-    let store = Arc::new(Store::open(options).context("open the store")?);
+    let store = Store::open(options).context("open the store")?;
+    let recovered = store.recovered();
+    for layer in &recovered.removed_layers {
+        tracing::warn!(%layer, "layer was not whole and is gone");
+    }
+    for image in &recovered.removed_images {
+        tracing::warn!(image = %image.id, "image lost a layer and is gone; pull it again");
+    }
     tracing::info!(form = ?store.form(), why = store.form_reason(), "layer form");
     let network = Network::open(network_options(&config)?).context("open the network")?;
     let hierarchy = Hierarchy::detect().context("find cgroups")?;
     let facts = Facts::detect().context("find out what this kernel can do")?;
     let monitor_program =
         pinnace_launcher::client::seal(pinnace_monitor_image::BYTES).context("seal the monitor's program")?;
-    let kernel = pinnace_seccomp::KernelVersion::current();
+    let kernel = pinnace_seccomp::KernelVersion::running().context("read the kernel version")?;
     let registry = Client::new(registry_options(&config)).context("set up the registry client")?;
     Ok(Parts {
-        puller: Puller::new(Arc::clone(&store), Arc::new(registry), pull_options(&config)),
+        puller: Puller::new(store.clone(), Arc::new(registry), pull_options(&config)?),
         network: Arc::new(network),
         store,
         hierarchy,
@@ -130,7 +143,8 @@ fn network_options(config: &Config) -> anyhow::Result<pinnace_network::Options> 
     let ranges = v4.into_iter().chain(v6).map(range).collect::<anyhow::Result<_>>();
     let state_dir = config.daemon.root.join("network");
     Ok(pinnace_network::Options {
-        ipam_dir: state_dir.join("addresses"),
+        // Records of this boot: a tmpfs spares the pod path the disk, and a reboot frees every address anyway.
+        ipam_dir: config.daemon.run.join("addresses"),
         state_dir,
         name: network.bridge.clone(),
         bridge,
@@ -152,8 +166,12 @@ fn registry_options(config: &Config) -> pinnace_registry::Options {
     }
 }
 
-fn pull_options(config: &Config) -> pinnace_pull::Options {
-    pinnace_pull::Options::default()
+fn pull_options(config: &Config) -> anyhow::Result<pinnace_pull::Options> {
+    Ok(pinnace_pull::Options {
+        layers_at_once: usize::try_from(config.image.max_parallel_downloads)?,
+        memory_bytes: usize::try_from(config.image.pull_memory)?,
+        ..Default::default()
+    })
 }
 
 async fn wait_for_signal() -> anyhow::Result<()> {

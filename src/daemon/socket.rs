@@ -46,11 +46,20 @@ pub enum SocketError {
 
 /// The socket from systemd if there is one, else one bound at `path`. Call it once, early: it takes descriptors over
 /// that the environment names.
-pub fn listen(path: &Path) -> Result<UnixListener, SocketError> {
+pub fn listen(path: &Path) -> Result<Listening, SocketError> {
     match activated()? {
-        Some(listener) => Ok(listener),
-        None => bind(path),
+        Some(listener) => Ok(Listening { listener, bound: None }),
+        None => bind(path).map(|listener| Listening { listener, bound: Some(path.to_owned()) }),
     }
+}
+
+/// A listening socket.
+#[derive(Debug)]
+pub struct Listening {
+    /// The socket.
+    pub listener: UnixListener,
+    /// Where we bound it, to be removed at the end; `None` if systemd passed it in and keeps it.
+    pub bound: Option<PathBuf>,
 }
 
 fn activated() -> Result<Option<UnixListener>, SocketError> {

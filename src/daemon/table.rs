@@ -76,7 +76,8 @@ impl<N: Hash + Eq + Clone, T> Table<N, T> {
         if prefix.is_empty() {
             return Err(Lookup::Missing);
         }
-        let mut matching = inner.objects.range(prefix.to_owned()..).take_while(|(id, _)| id.starts_with(prefix));
+        let mut matching =
+            inner.objects.range(prefix.to_owned()..).take_while(|(id, _)| id.starts_with(prefix));
         let (_, first) = matching.next().ok_or(Lookup::Missing)?;
         if matching.next().is_none() { Ok(Arc::clone(first)) } else { Err(Lookup::Ambiguous) }
     }

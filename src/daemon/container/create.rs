@@ -102,6 +102,7 @@ fn build(
         });
     }
     check_against(sandbox, &request.security)?;
+    check_target(node, sandbox, &request.security)?;
     let image = crate::image::find(node, &request.image)
         .ok_or_else(|| Error::ImageNotFound(request.image.clone()))?;
     let configuration = crate::image::configuration(node, &image)?;
@@ -182,15 +183,33 @@ fn check_against(sandbox: &Sandbox, security: &Security) -> Result<(), Error> {
         return Err(Error::invalid(field("privileged"), "the sandbox was not made privileged"));
     }
     let pod = sandbox.config.namespaces;
-    for (name, wanted, has) in
-        [("network", security.network, pod.network), ("ipc", security.ipc, pod.ipc)]
-    {
+    for (name, wanted, has) in [("network", security.network, pod.network), ("ipc", security.ipc, pod.ipc)] {
         if wanted != has {
             let reason = format!("{wanted:?} differs from the sandbox's {has:?}");
             return Err(Error::invalid(field(&format!("namespace_options.{name}")), reason));
         }
     }
     Ok(())
+}
+
+/// A PID namespace can be joined while the container that made it runs, in the same pod. Start finds out once more.
+fn check_target(node: &Node, sandbox: &Sandbox, security: &Security) -> Result<(), Error> {
+    if security.pid != NamespaceMode::Target {
+        return Ok(());
+    }
+    let field = "config.linux.security_context.namespace_options.target_id";
+    let target = node.containers.exact(&security.target);
+    let target = target.filter(|target| target.sandbox.id == sandbox.id).ok_or_else(|| {
+        Error::invalid(field, format!("no container {:?} in sandbox {}", security.target, sandbox.id))
+    })?;
+    match target.status() {
+        Status::Running { .. } => Ok(()),
+        _ => Err(Error::State {
+            subject: format!("container {}", target.id),
+            state: "not running".to_owned(),
+            hint: "only a running container's PID namespace can be joined".to_owned(),
+        }),
+    }
 }
 
 /// A missing source is told at creation, when the user is still looking; start pins it and is the check that counts.
@@ -240,4 +259,3 @@ fn mount_view(mount: &MountRequest) -> MountView {
         },
     }
 }
-

@@ -16,6 +16,8 @@ use pinnace_spec::lower::{CgroupJoin, Slots};
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::Container;
 use super::record::Status;
@@ -49,9 +51,12 @@ pub async fn exec_sync(
     limit: Option<Duration>,
 ) -> Result<Output, Error> {
     let container = node.container(id)?;
+    // A caller that goes away ends its command; the clearing up goes on without it.
+    let caller = CancellationToken::new();
+    let _gone = caller.clone().drop_guard();
     node.mutation(|node| async move {
         let what = format!("exec in container {}", container.id);
-        exec(&node, &container, command, limit).await.within(|| what)
+        exec(&node, &container, command, limit, caller).await.within(|| what)
     })
     .await
 }
@@ -61,6 +66,7 @@ async fn exec(
     container: &Arc<Container>,
     command: Vec<String>,
     limit: Option<Duration>,
+    caller: CancellationToken,
 ) -> Result<Output, Error> {
     running(container)?;
     let monitor =
@@ -76,7 +82,12 @@ async fn exec(
     // The program has its own copies; ours would keep the pipes from ending.
     drop(descriptors);
     let collected = match begun {
-        Ok(_) => collect(node, container, exited, stdout, stderr, &session, limit).await,
+        Ok(_) => {
+            let stdout = Collector::start(node, stdout)?;
+            let stderr = Collector::start(node, stderr)?;
+            let ended = ended(container, exited, limit, caller).await;
+            collect(node, ended, stdout, stderr, &session).await
+        }
         Err(error) => {
             monitor.forget_exec(&exec_id);
             Err(error)
@@ -111,33 +122,22 @@ struct Prepared {
     stderr: OwnedFd,
 }
 
-fn prepare(
-    node: &Node,
-    container: &Container,
-    exec_id: &str,
-    command: &[String],
-) -> Result<Prepared, Error> {
+fn prepare(node: &Node, container: &Container, exec_id: &str, command: &[String]) -> Result<Prepared, Error> {
     let record = container.record();
     let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
-    let exec = pinnace_spec::process::Exec {
-        args: command,
-        binary_env: &record.binary_env,
-        ..Default::default()
-    };
+    let exec =
+        pinnace_spec::process::Exec { args: command, binary_env: &record.binary_env, ..Default::default() };
     let mut process = node.with_host(|host| pinnace_spec::process::exec(&spec, &exec, host))?;
     process.umask = Some(node.config.container.umask);
 
-    let pipe = || {
-        pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::io("create", "pipe")(error.into()))
-    };
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::io("create", "pipe")(error.into()));
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
     let cgroup = Cgroup::open(&node.hierarchy, &CgroupPath::try_from(record.cgroup_path.as_str())?)?;
     let session = cgroup.session(exec_id)?;
     let mut slots = Slots::new();
     let join = session.join_fds()?;
-    let cgroup =
-        slots.join(CgroupJoin { tasks: join.tasks, directory: join.clone_into, oom_counter: None });
+    let cgroup = slots.join(CgroupJoin { tasks: join.tasks, directory: join.clone_into, oom_counter: None });
     let stdio = plan::Stdio {
         stdout_slot: Some(slots.push(stdout_end)),
         stderr_slot: Some(slots.push(stderr_end)),
@@ -153,28 +153,36 @@ fn prepare(
     Ok(Prepared { request, descriptors: slots.into_descriptors(), session, stdout, stderr })
 }
 
-async fn collect(
-    node: &Arc<Node>,
+/// The command's own end, or why it is to be ended.
+async fn ended(
     container: &Container,
-    exited: tokio::sync::oneshot::Receiver<protocol::Exited>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-    session: &Arc<Session>,
+    exited: oneshot::Receiver<protocol::Exited>,
     limit: Option<Duration>,
-) -> Result<Output, Error> {
-    let stdout = Collector::start(node, stdout)?;
-    let stderr = Collector::start(node, stderr)?;
-    let ended = async {
-        let lost = |_| Error::MonitorGone(container.sandbox.id.clone());
+    caller: CancellationToken,
+) -> Result<protocol::Exited, Error> {
+    let late = async {
         match limit {
-            None => exited.await.map_err(lost),
-            Some(limit) => match tokio::time::timeout(limit, exited).await {
-                Ok(exited) => exited.map_err(lost),
-                Err(_) => Err(Error::Deadline { what: "the command".to_owned(), limit }),
-            },
+            Some(limit) => {
+                tokio::time::sleep(limit).await;
+                limit
+            }
+            None => std::future::pending().await,
         }
     };
-    let ended = ended.await;
+    tokio::select! {
+        exited = exited => exited.map_err(|_| Error::MonitorGone(container.sandbox.id.clone())),
+        limit = late => Err(Error::Deadline { what: "the command".to_owned(), limit }),
+        () = caller.cancelled() => Err(Error::CallerGone),
+    }
+}
+
+async fn collect(
+    node: &Arc<Node>,
+    ended: Result<protocol::Exited, Error>,
+    stdout: Collector,
+    stderr: Collector,
+    session: &Arc<Session>,
+) -> Result<Output, Error> {
     if ended.is_err() {
         let tree = Arc::clone(session);
         node.blocking(move |_| Ok(tree.kill_all()?)).await?;
@@ -193,8 +201,7 @@ struct Collector {
 
 impl Collector {
     fn start(node: &Node, pipe: OwnedFd) -> Result<Self, Error> {
-        let mut pipe =
-            Receiver::from_owned_fd(pipe).map_err(Error::io("register", "pipe of a command"))?;
+        let mut pipe = Receiver::from_owned_fd(pipe).map_err(Error::io("register", "pipe of a command"))?;
         let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
         let output = Arc::clone(&kept);
         let task = node.tasks.spawn(async move {

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::{
     Capability, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxHugepageLimitBuilder, LinuxMemoryBuilder,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources,
-    LinuxSeccomp, Mount, Spec,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, Spec,
 };
 use pinnace_spec::user::User;
 use pinnace_spec::{capabilities, defaults, devices, image, mounts};
@@ -153,12 +152,18 @@ fn all_mounts(
     let mut defaults = spec.mounts().clone().unwrap_or_default();
     if sandbox.config.namespaces.ipc == NamespaceMode::Node {
         // The host's queue and shared memory go with the host's IPC namespace.
-        defaults.retain(|mount| !["/dev/shm", "/dev/mqueue"].map(Path::new).contains(&mount.destination().as_path()));
+        defaults.retain(|mount| {
+            !["/dev/shm", "/dev/mqueue"].map(Path::new).contains(&mount.destination().as_path())
+        });
         defaults.push(mounts::bind("/dev/shm", "/dev/shm", &["rbind", "nosuid", "nodev", "noexec"]));
         defaults.push(mounts::bind("/dev/mqueue", "/dev/mqueue", &["rbind", "nosuid", "nodev", "noexec"]));
     } else {
         defaults.retain(|mount| mount.destination() != Path::new("/dev/shm"));
-        defaults.push(mounts::bind("/dev/shm", node.pod_shm_source(), &["rbind", "nosuid", "nodev", "noexec"]));
+        defaults.push(mounts::bind(
+            "/dev/shm",
+            node.pod_shm_source(),
+            &["rbind", "nosuid", "nodev", "noexec"],
+        ));
     }
     let access = if request.security.read_only_rootfs { "ro" } else { "rw" };
     for (name, target) in
@@ -200,8 +205,7 @@ fn chosen_capabilities(
     node: &Node,
     security: &Security,
 ) -> Result<oci_spec::runtime::LinuxCapabilities, Error> {
-    let base =
-        if security.privileged { capabilities::all(&node.facts) } else { defaults::capabilities() };
+    let base = if security.privileged { capabilities::all(&node.facts) } else { defaults::capabilities() };
     let request = capabilities::Request {
         add: &security.add_capabilities,
         drop: &security.drop_capabilities,
@@ -222,9 +226,7 @@ fn seccomp(
     let capabilities = capabilities.unwrap_or(&none);
     match &security.seccomp {
         Profile::Unconfined => Ok(None),
-        Profile::RuntimeDefault => {
-            Ok(Some(pinnace_seccomp::default::profile(capabilities, node.kernel)))
-        }
+        Profile::RuntimeDefault => Ok(Some(pinnace_seccomp::default::profile(capabilities, node.kernel))),
         Profile::Localhost(reference) => {
             let path = Path::new(reference);
             if !path.is_absolute() {
@@ -352,8 +354,9 @@ pub fn resources(given: &Resources) -> Result<LinuxResources, Error> {
     });
     let pages = pages.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
     resources.set_hugepage_limits(Some(pages).filter(|pages| !pages.is_empty()));
-    resources.set_unified((!given.unified.is_empty()).then(|| {
-        given.unified.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
-    }));
+    resources.set_unified(
+        (!given.unified.is_empty())
+            .then(|| given.unified.iter().map(|(key, value)| (key.clone(), value.clone())).collect()),
+    );
     Ok(resources)
 }

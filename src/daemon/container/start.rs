@@ -70,7 +70,8 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>) -> Result<Launched
     let monitor =
         container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
     let planned = Arc::clone(container);
-    let (plan, descriptors) = node.blocking(move |node| node.with_host(|host| plan(node, &planned, host))).await?;
+    let (plan, descriptors) =
+        node.blocking(move |node| node.with_host(|host| plan(node, &planned, host))).await?;
     let request = Launch { container_id: container.id.to_string(), plan: Some(plan) };
     launched(&monitor, Request::Launch(request), &descriptors, container).await
 }
@@ -89,11 +90,7 @@ pub(super) async fn launched(
     }
 }
 
-fn plan(
-    node: &Node,
-    container: &Container,
-    host: Host<'_>,
-) -> Result<(LaunchPlan, Vec<OwnedFd>), Error> {
+fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPlan, Vec<OwnedFd>), Error> {
     let record = container.record();
     let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
     let rootfs = match lock(&container.rootfs).take() {

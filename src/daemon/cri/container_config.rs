@@ -61,8 +61,7 @@ fn devices(devices: Vec<v1::Device>) -> Result<Vec<DeviceRequest>, Error> {
             let reason = format!("{:?} is no subset of \"rwm\"", device.permissions);
             return Err(Error::invalid(field("permissions"), reason));
         }
-        let permissions =
-            if device.permissions.is_empty() { "rwm".to_owned() } else { device.permissions };
+        let permissions = if device.permissions.is_empty() { "rwm".to_owned() } else { device.permissions };
         Ok(DeviceRequest { container_path, host_path: device.host_path, permissions })
     };
     devices.into_iter().enumerate().map(parse).collect()

@@ -54,7 +54,8 @@ pub fn name(field: &str, spec: Option<v1::ImageSpec>) -> Result<String, Error> {
 
 fn message(node: &Node, record: &ImageRecord) -> v1::Image {
     let repo_tags: Vec<_> = record.tags().map(ToString::to_string).collect();
-    let pinned = repo_tags.iter().any(|tag| node.config.image.pinned_images.iter().any(|pin| pin.matches(tag)));
+    let pinned =
+        repo_tags.iter().any(|tag| node.config.image.pinned_images.iter().any(|pin| pin.matches(tag)));
     // Either a number or a name: what the image's USER says.
     let user = record.user.split(':').next().unwrap_or_default();
     let uid = user.parse::<u32>().ok();

@@ -261,10 +261,7 @@ impl v1::image_service_server::ImageService for Services {
         answer("RemoveImage", image::remove(&self.node, request.into_inner()).await)
     }
 
-    async fn image_fs_info(
-        &self,
-        _: Request<v1::ImageFsInfoRequest>,
-    ) -> Answer<v1::ImageFsInfoResponse> {
+    async fn image_fs_info(&self, _: Request<v1::ImageFsInfoRequest>) -> Answer<v1::ImageFsInfoResponse> {
         answer("ImageFsInfo", image_fs_info::answer(&self.node).await)
     }
 }

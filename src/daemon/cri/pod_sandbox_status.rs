@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use pinnace_cri_api::v1;
 
+use super::container_status;
 use super::list_pod_sandbox::{map, metadata, state};
 use super::sandbox_config::mode_number;
-use super::container_status;
 use crate::clock;
 use crate::error::Error;
 use crate::node::Node;
@@ -23,10 +23,7 @@ pub fn answer(
     Ok(v1::PodSandboxStatusResponse {
         status: Some(status(&sandbox)),
         info: if request.verbose { info(&sandbox) } else { HashMap::new() },
-        containers_statuses: containers
-            .iter()
-            .map(|container| container_status::status(container))
-            .collect(),
+        containers_statuses: containers.iter().map(|container| container_status::status(container)).collect(),
         timestamp: clock::realtime_ns(),
     })
 }
@@ -46,9 +43,7 @@ fn status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
         state: state(sandbox),
         created_at: sandbox.created_at_ns,
         network: Some(network(&sandbox.network())),
-        linux: Some(v1::LinuxPodSandboxStatus {
-            namespaces: Some(v1::Namespace { options: Some(options) }),
-        }),
+        linux: Some(v1::LinuxPodSandboxStatus { namespaces: Some(v1::Namespace { options: Some(options) }) }),
         labels: map(&config.labels),
         annotations: map(&config.annotations),
         runtime_handler: config.runtime_handler.clone(),

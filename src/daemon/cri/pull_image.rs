@@ -14,7 +14,7 @@ pub async fn answer(node: &Node, request: v1::PullImageRequest) -> Result<v1::Pu
     let what = || format!("pull image {name}");
     let reference: Reference = name.parse().within(what)?;
     let auth = request.auth.map(auth).transpose().within(what)?.flatten();
-    let pulled = node.puller.pull(PullRequest { reference, auth }).await.within(what)?;
+    let pulled = node.puller.pull(PullRequest { auth, ..PullRequest::new(reference) }).await.within(what)?;
     tracing::info!(image = name, id = %pulled.image_id, "image pulled");
     Ok(v1::PullImageResponse { image_ref: pulled.image_id.to_string() })
 }

@@ -12,9 +12,7 @@ pub fn read(node: &Node) -> v1::RuntimeConfigResponse {
         Driver::Systemd => v1::CgroupDriver::Systemd,
         Driver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
     };
-    v1::RuntimeConfigResponse {
-        linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver: driver.into() }),
-    }
+    v1::RuntimeConfigResponse { linux: Some(v1::LinuxRuntimeConfiguration { cgroup_driver: driver.into() }) }
 }
 
 /// The pod CIDR; none given is none changed.

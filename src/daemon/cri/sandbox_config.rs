@@ -124,8 +124,7 @@ fn hostname(hostname: String, network: NamespaceMode) -> Result<String, Error> {
         // The pod shares the host's UTS namespace; what it says of a name is moot.
         return Ok(String::new());
     }
-    let legal =
-        |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.' || byte == b'_';
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.' || byte == b'_';
     match hostname {
         name if name.len() > HOSTNAME_BYTES => {
             Err(Error::invalid("config.hostname", format!("is longer than {HOSTNAME_BYTES} bytes")))
@@ -160,12 +159,13 @@ fn port_mappings(mappings: Vec<v1::PortMapping>) -> Result<Vec<PortMapping>, Err
                 Ok(port) if port != 0 => Ok(port),
                 _ => Err(Error::invalid(field(name), format!("{value} is not within 1..=65535"))),
             };
-            let host_ip = match mapping.host_ip.as_str() {
-                "" => None,
-                text => Some(text.parse::<IpAddr>().map_err(|_| {
-                    Error::invalid(field("host_ip"), format!("{text:?} is no IP address"))
-                })?),
-            };
+            let host_ip =
+                match mapping.host_ip.as_str() {
+                    "" => None,
+                    text => Some(text.parse::<IpAddr>().map_err(|_| {
+                        Error::invalid(field("host_ip"), format!("{text:?} is no IP address"))
+                    })?),
+                };
             Ok(PortMapping {
                 protocol: match v1::Protocol::try_from(mapping.protocol) {
                     Ok(v1::Protocol::Tcp) => Protocol::Tcp,
@@ -210,7 +210,8 @@ mod tests {
             ("config.hostname", |config| config.hostname = "a".repeat(65)),
             ("config.log_directory", |config| config.log_directory = "/var/../etc".into()),
             ("config.dns_config.servers", |config| {
-                config.dns_config = Some(v1::DnsConfig { servers: vec!["1.1.1.1\nx".into()], ..Default::default() });
+                config.dns_config =
+                    Some(v1::DnsConfig { servers: vec!["1.1.1.1\nx".into()], ..Default::default() });
             }),
             ("config.port_mappings[0].container_port", |config| {
                 config.port_mappings = vec![v1::PortMapping { host_port: 80, ..Default::default() }];

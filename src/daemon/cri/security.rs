@@ -44,9 +44,9 @@ pub fn parse(context: v1::LinuxContainerSecurityContext) -> Result<Security, Err
         read_only_paths: context.readonly_paths,
         seccomp: profile("seccomp", context.seccomp, &old_seccomp)?.unwrap_or(Profile::Unconfined),
         apparmor: profile("apparmor", context.apparmor, &old_apparmor)?,
-        selinux_label: context.selinux_options.map(|options| {
-            [options.user, options.role, options.r#type, options.level].join(":")
-        }),
+        selinux_label: context
+            .selinux_options
+            .map(|options| [options.user, options.role, options.r#type, options.level].join(":")),
     })
 }
 
@@ -76,11 +76,7 @@ fn user(context: &v1::LinuxContainerSecurityContext) -> Result<UserRequest, Erro
 }
 
 /// The typed field, else the deprecated string.
-fn profile(
-    name: &str,
-    typed: Option<v1::SecurityProfile>,
-    old: &str,
-) -> Result<Option<Profile>, Error> {
+fn profile(name: &str, typed: Option<v1::SecurityProfile>, old: &str) -> Result<Option<Profile>, Error> {
     use v1::security_profile::ProfileType;
     let field = format!("{FIELD}.{name}");
     if let Some(typed) = typed {

@@ -13,9 +13,7 @@ use pinnace_launcher::protocol::{Ready, Reply, Request, Setup};
 use pinnace_network::{Attachment, Netns};
 use pinnace_spec::sysctl::{OwnedNamespaces, sysctls};
 
-use super::record::{
-    NamespaceMode, Phase, RECORD_VERSION, SandboxConfig, SandboxNetwork, SandboxRecord,
-};
+use super::record::{NamespaceMode, Phase, RECORD_VERSION, SandboxConfig, SandboxNetwork, SandboxRecord};
 use super::{Sandbox, files};
 use crate::clock;
 use crate::error::{Error, Within as _};
@@ -111,10 +109,8 @@ async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Resul
 
     // The network needs the namespace but not the monitor; both are waited for whatever becomes of the other, so that
     // nothing is still being made when a failure is undone.
-    let (attachment, monitor) = tokio::join!(
-        attach(node, &sandbox, netns),
-        monitor(node, &sandbox, setup, descriptors)
-    );
+    let (attachment, monitor) =
+        tokio::join!(attach(node, &sandbox, netns), monitor(node, &sandbox, setup, descriptors));
     let (monitor, ready) = monitor?;
     sandbox.set_monitor(Some(monitor));
     let attachment = attachment.within(|| "attach network".to_owned())?;
@@ -157,7 +153,8 @@ fn prepare(directory: &Path, record: &SandboxRecord) -> Result<(), Error> {
 pub(crate) fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::io("open directory", path)(error.into()))
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| Error::io("open directory", path)(error.into()))
 }
 
 /// What the monitor is to become; everything that the caller can have got wrong is found here, before anything is made.
@@ -168,9 +165,8 @@ fn setup(node: &Node, id: &SandboxId, config: &SandboxConfig) -> Result<Setup, E
         ipc: config.namespaces.ipc == NamespaceMode::Pod,
         uts: own_network,
     };
-    let defaults = DEFAULT_SYSCTLS
-        .into_iter()
-        .filter(|(key, _)| own_network && !config.sysctls.contains_key(*key));
+    let defaults =
+        DEFAULT_SYSCTLS.into_iter().filter(|(key, _)| own_network && !config.sysctls.contains_key(*key));
     let given = config.sysctls.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let floor = node.facts.oom_score_adj_floor.unwrap_or(INIT_OOM_SCORE_ADJ);
     Ok(Setup {

@@ -23,7 +23,7 @@ pub enum ErrorKind {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The registry did not deliver.
-    #[error("pull")]
+    #[error(transparent)]
     Registry(#[from] pinnace_registry::Error),
     /// A layer's bytes cannot be used.
     #[error("layer {digest}")]
@@ -100,6 +100,17 @@ impl Error {
             Self::Config { .. } => ErrorKind::InvalidImage,
             Self::Store(error) => of_store(error),
             Self::Cancelled => ErrorKind::Cancelled,
+        }
+    }
+}
+
+impl Error {
+    /// Whether the bytes were wrong, so that another server may have better ones.
+    pub(crate) fn is_rubbish(&self) -> bool {
+        match self.kind() {
+            ErrorKind::DataLoss | ErrorKind::Registry(pinnace_registry::ErrorKind::DataLoss) => true,
+            ErrorKind::InvalidImage => matches!(self, Self::Layer { .. }),
+            _ => false,
         }
     }
 }

@@ -59,7 +59,7 @@ impl Intake {
         Self { store, keeper, memory: Arc::new(Semaphore::new(memory_units)), memory_units }
     }
 
-    /// Fetches, verifies and stores a layer.
+    /// Fetches, verifies and stores a layer, from another server if one delivers rubbish.
     pub(crate) async fn take(
         self: Arc<Self>,
         repository: Repository,
@@ -67,6 +67,29 @@ impl Intake {
         diff_id: DiffId,
         progress: watch::Sender<LayerProgress>,
     ) -> Result<Held, Arc<Error>> {
+        loop {
+            let mut stream = repository.fetch_blob(&layer, 0);
+            match self.take_once(&mut stream, &layer, diff_id, &progress).await {
+                Ok(held) => return Ok(held),
+                Err(error) if error.is_rubbish() && repository.distrust(stream.server()) => {
+                    tracing::warn!(
+                        server = stream.server(),
+                        error = &error as &dyn std::error::Error,
+                        "server delivered something else"
+                    );
+                }
+                Err(error) => return Err(Arc::new(error)),
+            }
+        }
+    }
+
+    async fn take_once(
+        &self,
+        stream: &mut BlobStream,
+        layer: &Descriptor,
+        diff_id: DiffId,
+        progress: &watch::Sender<LayerProgress>,
+    ) -> Result<Held, Error> {
         let keep = Arc::new(self.keeper.hold());
         let (chunks_tx, chunks_rx) = mpsc::channel(CHUNKS);
         let unpack = Unpack {
@@ -77,16 +100,16 @@ impl Intake {
             pipelined: layer.size > SMALL_BYTES,
         };
         let unpacking = tokio::task::spawn_blocking(move || unpack.run(chunks_rx));
-        let stream = repository.fetch_blob(&layer, 0);
-        let downloaded = self.download(stream, chunks_tx, &progress).await;
+        let downloaded = self.download(stream, chunks_tx, progress).await;
         progress.send_modify(|progress| progress.phase = Phase::Finishing);
-        let unpacked = unpacking.await.map_err(|_| Arc::new(Error::Cancelled))?;
-        let in_layer = |source| Arc::new(Error::Layer { digest: layer.digest, source });
+        let unpacked = unpacking.await.map_err(|_| Error::Cancelled)?;
         let info = match (downloaded, unpacked) {
             // A cut download stops the unpacking, and not the other way round.
-            (Err(error), _) => return Err(Arc::new(Error::Registry(error))),
-            (Ok(()), Err(Stop::Problem(problem))) => return Err(in_layer(problem)),
-            (Ok(()), Err(Stop::Elsewhere)) => return Err(Arc::new(Error::Cancelled)),
+            (Err(error), _) => return Err(Error::Registry(error)),
+            (Ok(()), Err(Stop::Problem(source))) => {
+                return Err(Error::Layer { digest: layer.digest, source });
+            }
+            (Ok(()), Err(Stop::Elsewhere)) => return Err(Error::Cancelled),
             (Ok(()), Ok(info)) => info,
         };
         progress.send_modify(|progress| progress.phase = Phase::Done);
@@ -95,7 +118,7 @@ impl Intake {
 
     async fn download(
         &self,
-        mut stream: BlobStream,
+        stream: &mut BlobStream,
         chunks: mpsc::Sender<Chunk>,
         progress: &watch::Sender<LayerProgress>,
     ) -> Result<(), pinnace_registry::Error> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pinnace_registry::{Auth, Client, Descriptor, ErrorKind, Reference, Repository, Resolved};
+use pinnace_registry::{Auth, Client, Descriptor, Reference, Repository, Resolved};
 use pinnace_store::{DiffId, Digest, ImageId, ImageRecord, Lease, ManifestRecord, NewImage, Store};
 use serde::Deserialize;
 use tokio::runtime::Handle;
@@ -205,19 +205,7 @@ impl Shared {
         if !is_whole || (request.pinned && !record.pinned) {
             return Ok(None);
         }
-        let claimed = match repository.claimed_digest().await {
-            Ok(claimed) => claimed,
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::NotFound | ErrorKind::Unauthorized | ErrorKind::Forbidden
-                ) =>
-            {
-                return Err(Arc::new(Error::Registry(error)));
-            }
-            Err(_) => None,
-        };
-        let claimed = reference.digest().copied().filter(|_| claimed.is_some()).or(claimed);
+        let claimed = repository.claimed_digest().await.map_err(|error| Arc::new(Error::Registry(error)))?;
         let Some(digest) = claimed.filter(|digest| {
             let name = reference.repo_digest(digest);
             record.digests().any(|known| known == name)

@@ -31,6 +31,7 @@ pub struct BlobStream {
     descriptor: Descriptor,
     received: u64,
     body: Option<Body>,
+    server: String,
     host: String,
     /// Reconnections since the last good progress.
     attempt: u32,
@@ -54,6 +55,7 @@ impl BlobStream {
             descriptor: descriptor.clone(),
             received: offset,
             body: None,
+            server: host.clone(),
             host,
             attempt: 0,
             progress: 0,
@@ -68,6 +70,11 @@ impl BlobStream {
     /// The server that delivers.
     pub fn host(&self) -> &str {
         &self.host
+    }
+
+    /// The registry server that was asked, which may have redirected to another one.
+    pub fn server(&self) -> &str {
+        &self.server
     }
 
     /// The next bytes, or nothing at the end, when exactly the descriptor's size has been delivered.
@@ -141,8 +148,8 @@ impl BlobStream {
     async fn open(&mut self) -> Result<Body, Error> {
         let (size, from) = (self.descriptor.size, self.received);
         let name = self.descriptor.digest.to_string();
-        let reply = self.inner.ask(Need::Pull, &Method::GET, "blobs", &name, "*/*", from).await;
-        let reply = reply?;
+        let reply = self.inner.ask(Need::Pull, &Method::GET, "blobs", &name, "*/*", from).await?;
+        self.server = reply.server;
         self.host = reply.host;
         let response = reply.response;
         let skip = match response.status() {

@@ -13,7 +13,7 @@ use url::Url;
 
 use crate::auth::Auth;
 use crate::blob::BlobStream;
-use crate::error::{Error, ImageProblem, Problem};
+use crate::error::{Error, ErrorKind, ImageProblem, Problem};
 use crate::exchange::{Deadlines, Reply, Request, Session, Transport};
 use crate::hosts::{Endpoint, Hosts};
 use crate::manifest::{Config, Descriptor, Document, Manifest};
@@ -352,6 +352,17 @@ impl Repository {
         BlobStream::new(Arc::clone(&self.inner), descriptor, offset)
     }
 
+    /// Turns away from a server that delivered something wrong. Tells whether there is another one
+    /// that may do better.
+    pub fn distrust(&self, server: &str) -> bool {
+        for known in &self.inner.servers {
+            if known.session.endpoint.origin.authority() == server {
+                known.is_down.store(true, Ordering::Relaxed);
+            }
+        }
+        self.inner.servers(Need::Pull).first().is_some_and(|server| !server.is_down.load(Ordering::Relaxed))
+    }
+
     /// Fetches one index or manifest and verifies what can be.
     async fn document(
         &self,
@@ -360,26 +371,42 @@ impl Repository {
         entry: Option<&Descriptor>,
     ) -> Result<(Descriptor, Bytes, Document), Error> {
         let inner = &self.inner;
-        let reference = &inner.reference;
         let need = if expected.is_some() { Need::Pull } else { Need::Resolve };
         let mut attempt = 0;
-        let (bytes, host, content_type) = loop {
+        loop {
             attempt += 1;
-            let reply = inner.ask(need, &Method::GET, "manifests", name, ACCEPT_MANIFEST, 0).await?;
-            let content_type = reply
-                .response
+            let Reply { response, server, host } =
+                inner.ask(need, &Method::GET, "manifests", name, ACCEPT_MANIFEST, 0).await?;
+            let content_type = response
                 .headers()
                 .get(CONTENT_TYPE)
                 .and_then(|value| value.to_str().ok())
                 .and_then(|value| value.split(';').next())
                 .map(|value| value.trim().to_owned());
-            let host = reply.host;
-            match inner.shared.transport.read_bounded(reply.response, "manifest", DOCUMENT_MAX).await {
-                Ok(bytes) => break (bytes, host, content_type),
-                Err(problem) if problem.is_transient() && attempt < inner.shared.options.attempts => {}
-                Err(problem) => return Err(Error::exchange(reference, &host, problem)),
+            let read = inner.shared.transport.read_bounded(response, "manifest", DOCUMENT_MAX).await;
+            let bytes = match read {
+                Ok(bytes) => bytes,
+                Err(problem) if problem.is_transient() && attempt < inner.shared.options.attempts => continue,
+                Err(problem) => return Err(Error::exchange(&inner.reference, &host, problem)),
+            };
+            match self.verified(bytes, &host, content_type.as_deref(), expected, entry) {
+                Err(error) if error.kind() == ErrorKind::DataLoss && self.distrust(&server) => {
+                    passed_over(&server, &error);
+                }
+                result => return result,
             }
-        };
+        }
+    }
+
+    fn verified(
+        &self,
+        bytes: Bytes,
+        host: &str,
+        content_type: Option<&str>,
+        expected: Option<Digest>,
+        entry: Option<&Descriptor>,
+    ) -> Result<(Descriptor, Bytes, Document), Error> {
+        let reference = &self.inner.reference;
         let actual = match expected {
             Some(expected) => expected.same_algorithm_of(&bytes),
             None => Digest::sha256(&bytes),
@@ -387,17 +414,17 @@ impl Repository {
         if let Some(expected) = expected
             && actual != expected
         {
-            return Err(Error::exchange(reference, &host, Problem::digest(expected, actual)));
+            return Err(Error::exchange(reference, host, Problem::digest(expected, actual)));
         }
         if let Some(entry) = entry
             && entry.size != bytes.len() as u64
         {
             let problem = Problem::Length { expected: entry.size, actual: bytes.len() as u64 };
-            return Err(Error::exchange(reference, &host, problem));
+            return Err(Error::exchange(reference, host, problem));
         }
         let mut claims = Vec::new();
-        if let Some(content_type) = &content_type {
-            claims.push(("response", content_type.as_str()));
+        if let Some(content_type) = content_type {
+            claims.push(("response", content_type));
         }
         if let Some(entry) = entry {
             claims.push(("index entry", entry.media_type.as_str()));
@@ -417,13 +444,24 @@ impl Repository {
 
     /// Fetches a blob that must be small, and verifies it.
     async fn small_blob(&self, descriptor: &Descriptor) -> Result<Bytes, Error> {
-        let mut stream = self.fetch_blob(descriptor, 0);
+        loop {
+            let mut stream = self.fetch_blob(descriptor, 0);
+            match self.collect(&mut stream, descriptor.digest).await {
+                Err(error) if error.kind() == ErrorKind::DataLoss && self.distrust(stream.server()) => {
+                    passed_over(stream.server(), &error);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn collect(&self, stream: &mut BlobStream, expected: Digest) -> Result<Bytes, Error> {
         let mut bytes = bytes::BytesMut::new();
         while let Some(chunk) = stream.chunk().await? {
             bytes.extend_from_slice(&chunk);
         }
         let bytes = bytes.freeze();
-        let (expected, actual) = (descriptor.digest, descriptor.digest.same_algorithm_of(&bytes));
+        let actual = expected.same_algorithm_of(&bytes);
         if expected == actual {
             Ok(bytes)
         } else {
@@ -438,6 +476,10 @@ impl Repository {
         let problem = ImageProblem::TooLarge { what, size: descriptor.size, limit: DOCUMENT_MAX };
         Err(Error::image(&self.inner.reference, problem))
     }
+}
+
+fn passed_over(server: &str, error: &Error) {
+    tracing::warn!(server, error = error as &dyn std::error::Error, "server delivered something else");
 }
 
 fn offered(index: &crate::manifest::Index) -> String {

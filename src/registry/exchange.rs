@@ -95,6 +95,8 @@ pub(crate) struct Request {
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) response: Response,
+    /// The registry server that was asked.
+    pub(crate) server: String,
     /// The server that sent it, after redirects.
     pub(crate) host: String,
 }
@@ -126,7 +128,8 @@ impl Transport {
             let (response, origin) = self.follow(session, request, authorization.as_ref()).await?;
             let status = response.status();
             if status.is_success() {
-                return Ok(Reply { response, host: origin.authority() });
+                let server = session.endpoint.origin.authority();
+                return Ok(Reply { response, server, host: origin.authority() });
             }
             let is_own = origin == session.endpoint.origin;
             if status == StatusCode::UNAUTHORIZED && is_own {

@@ -128,3 +128,20 @@ async fn missing_things_are_not_found() {
     });
     expect_refused(&world, "app:1", not_found, "404").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_delivers_rubbish_is_passed_over() {
+    for size in [1000, 4_000_000] {
+        let mut content = Content::default();
+        let layer = gzip_layer("a", size);
+        add_image(&mut content, "app:1", std::slice::from_ref(&layer));
+        let mirror = World::new(content.clone()).await;
+        let (name, length) = (Digest::sha256(&layer.1).to_string(), layer.1.len());
+        mirror.rule(move |path| path.ends_with(&name).then(|| Response::new(full(vec![7; length].into()))));
+        let world = World::mirrored(content, &mirror).await;
+        let pulled = world.pull("app:1").await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(pulled.record.layers.len(), 1);
+        assert_eq!((mirror.count("GET", "/blobs/"), world.count("GET", "/blobs/")), (2, 1));
+        world.expect_clean().await;
+    }
+}

@@ -48,6 +48,15 @@ impl World {
     }
 
     pub async fn with(content: Content, options: Options) -> Self {
+        Self::made(content, options, None).await
+    }
+
+    /// A registry that has the other one as its mirror.
+    pub async fn mirrored(content: Content, mirror: &Self) -> Self {
+        Self::made(content, Options::default(), Some(mirror.server.registry())).await
+    }
+
+    async fn made(content: Content, options: Options, mirror: Option<String>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let store =
             Store::open(pinnace_store::Options::new(dir.path().join("store"), dir.path().join("run")))
@@ -55,8 +64,15 @@ impl World {
         let recorder = Arc::new(Recorder::default());
         let server =
             Server::start_with(content, Some(Arc::clone(&recorder) as Arc<dyn Script>)).await.unwrap();
+        let hosts = dir.path().join("hosts");
+        if let Some(mirror) = mirror {
+            let place = hosts.join(server.registry());
+            std::fs::create_dir_all(&place).unwrap();
+            let text = format!("server = \"http://{}\"\n[host.\"http://{mirror}\"]\n", server.registry());
+            std::fs::write(place.join("hosts.toml"), text).unwrap();
+        }
         let client = Client::new(pinnace_registry::Options {
-            hosts_dirs: Vec::new(),
+            hosts_dirs: vec![hosts],
             stall_timeout: Duration::from_millis(500),
             attempts: 2,
             backoff: Duration::from_millis(1),

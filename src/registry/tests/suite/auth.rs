@@ -348,3 +348,43 @@ async fn hostile_token_replies_are_refused() {
         assert!(chain(&error).contains(part), "{}", chain(&error));
     }
 }
+
+/// Everything that is logged, at every level.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_level_of_logging_shows_a_secret() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || writer.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let (content, _) = one_layer(10);
+    let registry = with_tokens(content.clone(), false, false).await;
+    let client = client();
+    client.resolve(&registry.reference("test/image"), Some(&auth())).await.unwrap();
+    let registry = with_basic(content).await;
+    client.resolve(&registry.reference("test/image"), Some(&auth())).await.unwrap();
+    let wrong = fields(|f| f.identity_token = SECRET.into());
+    client.resolve(&registry.reference("test/image"), Some(&wrong)).await.unwrap_err();
+    let failing = Registry::start(Content::default(), |_| Some(status(503))).await;
+    client.resolve(&failing.reference("a"), Some(&auth())).await.unwrap_err();
+    drop(guard);
+    let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
+    assert!(text.contains("will try again"), "nothing was logged: {text}");
+    assert!(!text.contains(SECRET) && !text.contains(&basic()[6..]) && !text.contains("Bearer t1"), "{text}");
+}

@@ -195,3 +195,15 @@ async fn dropping_a_stream_closes_its_connection() {
     }
     panic!("the server still listens");
 }
+
+#[tokio::test]
+async fn a_content_encoding_changes_nothing() {
+    let (content, image) = one_layer(SIZE);
+    let registry = Registry::start(content, |seen| {
+        assert_eq!(seen.header("accept-encoding"), Some("identity"));
+        is_blob(seen).then(|| with_header(part(0, SIZE, End::Clean), "content-encoding", "gzip"))
+    })
+    .await;
+    let received = collect(stream(&registry, &image.layers[0]).await).await.unwrap();
+    assert_eq!(Digest::sha256(&received), image.layers[0].digest);
+}

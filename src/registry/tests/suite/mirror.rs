@@ -125,3 +125,21 @@ async fn the_configuration_is_read_for_every_pull() {
     let result = client.resolve(&reference, None).await;
     expect_kind(result, ErrorKind::Configuration, "is not pull, resolve or push");
 }
+
+#[tokio::test]
+async fn a_mirror_that_delivers_rubbish_is_passed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (content, image) = one_layer(1000);
+    let upstream = Registry::plain(content.clone()).await;
+    let mirror = Registry::start(content, |seen| {
+        (seen.uri.contains("/manifests/sha256") || seen.uri.contains("/blobs/")).then(|| json("{}".into()))
+    })
+    .await;
+    let client = configured(dir.path(), &upstream, &format!("[host.\"{}\"]\n", mirror.url("")));
+    let by_digest = upstream.reference(&format!("test/image@{}", image.manifest));
+    client.resolve(&by_digest, None).await.unwrap();
+    assert_eq!((mirror.seen().len(), upstream.seen().len()), (1, 2));
+    // By tag the mirror's manifest is right, and its config is not.
+    client.resolve(&upstream.reference("test/image"), None).await.unwrap();
+    assert_eq!((mirror.seen().len(), upstream.seen().len()), (3, 3));
+}

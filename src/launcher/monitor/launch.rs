@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
-use pinnace_sys::clone::{Cloned, NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWTIME, NEWUTS, clone_process};
+use pinnace_sys::clone::{Cloned, NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWUTS, clone_process};
 use pinnace_sys::process::Ended;
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -25,7 +25,7 @@ use crate::slots::Slots;
 const BIRTH: Duration = Duration::from_secs(60);
 
 /// Namespaces that a container can have of its own.
-const CREATABLE: u64 = NEWNET | NEWIPC | NEWUTS | NEWCGROUP | NEWTIME | NEWPID | NEWNS;
+const CREATABLE: u64 = NEWNET | NEWIPC | NEWUTS | NEWCGROUP | NEWPID | NEWNS;
 
 /// The child's ends of its streams, and ours.
 #[derive(Debug, Default)]
@@ -212,7 +212,7 @@ impl Monitor {
                 "",
             )?;
         }
-        self.tasks.insert(id, task);
+        self.tasks.insert(id, Box::new(task));
         let added = self.add_streams(id, streams);
         if added.is_err() {
             // Already gone is as good.
@@ -237,8 +237,9 @@ impl Monitor {
     /// Init says something.
     pub(super) fn on_control(&mut self, id: u32) {
         loop {
-            let Some(Task { phase: Phase::Born(birth), pid, .. }) = self.tasks.get_mut(&id) else { return };
-            let pid = pid.as_raw_nonzero().get();
+            let Some(task) = self.tasks.get_mut(&id) else { return };
+            let pid = task.pid.as_raw_nonzero().get();
+            let Phase::Born(birth) = &mut task.phase else { return };
             match control::hear(&birth.control) {
                 Ok(None) => return,
                 Ok(Some(Word::Terminal(master))) => {
@@ -294,9 +295,8 @@ impl Monitor {
 
     /// Init ended without having executed its program: there is no container, and nothing is left of it.
     pub(super) fn fail_birth(&mut self, id: u32, end: &Ended) {
-        let Some(Task { phase: Phase::Born(birth), container_id, .. }) = self.tasks.get_mut(&id) else {
-            return;
-        };
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let (Phase::Born(birth), container_id) = (&mut task.phase, &task.container_id) else { return };
         let failure = birth.failure.take().unwrap_or_else(|| {
             let how = match end.signal {
                 Some(signal) => format!("killed by signal {signal} before it executed its program"),

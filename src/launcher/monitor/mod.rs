@@ -59,7 +59,8 @@ struct Monitor {
     /// Ourselves, to come back to our own PID namespace for children.
     own: OwnedFd,
     connections: BTreeMap<u32, Connection>,
-    tasks: BTreeMap<u32, Task>,
+    /// Boxed, for a map allocates room for eleven at once.
+    tasks: BTreeMap<u32, Box<Task>>,
     feeds: BTreeMap<u32, Feed>,
     copies: BTreeMap<u32, Copy>,
     pod: Option<Pod>,
@@ -68,7 +69,6 @@ struct Monitor {
     /// Told to end.
     ending: bool,
     last_name: u32,
-    scratch: Vec<u8>,
 }
 
 /// Runs the program `pinnace-monitor`: its stdin is the daemon's socket.
@@ -95,7 +95,6 @@ pub fn run() -> Result<(), Failure> {
         spoilt: false,
         ending: false,
         last_name: 0,
-        scratch: Vec::new(),
     };
     streams::nonblocking(&socket)?;
     monitor.add_connection(socket)?;
@@ -141,7 +140,7 @@ impl Monitor {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let births = self.tasks.values().filter_map(Task::deadline).min();
+        let births = self.tasks.values().filter_map(|task| task.deadline()).min();
         let check = self.connections.is_empty().then(|| Instant::now() + ORPHAN_CHECK);
         births.into_iter().chain(check).min()
     }
@@ -155,7 +154,7 @@ impl Monitor {
         }
         match &self.pod {
             None => true,
-            Some(pod) => self.tasks.values().all(Task::has_exited) && pod.is_orphaned(),
+            Some(pod) => self.tasks.values().all(|task| task.has_exited()) && pod.is_orphaned(),
         }
     }
 
@@ -334,7 +333,7 @@ impl Monitor {
     }
 
     fn forget_control(&mut self, id: u32) {
-        if let Some(Task { phase: Phase::Born(birth), .. }) = self.tasks.get(&id) {
+        if let Some(Phase::Born(birth)) = self.tasks.get(&id).map(|task| &task.phase) {
             self.poller.forget(&birth.control);
         }
     }

@@ -49,7 +49,12 @@ impl Monitor {
         State {
             version: VERSION,
             ready: self.pod.is_some(),
-            containers: self.tasks.values().filter(|task| task.is_container()).map(Task::state).collect(),
+            containers: self
+                .tasks
+                .values()
+                .filter(|task| task.is_container())
+                .map(|task| task.state())
+                .collect(),
         }
     }
 

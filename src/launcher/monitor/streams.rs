@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -177,20 +178,19 @@ impl Monitor {
     fn read_output(&mut self, id: u32, origin: Origin, most: usize) -> Option<usize> {
         let task = self.tasks.get_mut(&id)?;
         let fd = &task.output(origin).as_ref()?.fd;
-        self.scratch.resize(CHUNK, 0);
-        let room = self.scratch.get_mut(..most.min(CHUNK))?;
-        let length = match rustix::io::read(fd, room) {
+        // Not kept: nearly all monitors are idle nearly always, and freed pages are given back.
+        let mut chunk = Vec::with_capacity(most.min(CHUNK));
+        let length = match rustix::io::read(fd, spare_capacity(&mut chunk)) {
             Ok(0) => return None,
             Ok(length) => length,
             Err(Errno::AGAIN | Errno::INTR) => return Some(0),
             // EIO: the last user of a terminal has closed it.
             Err(_) => return None,
         };
-        let chunk = self.scratch.get(..length)?;
-        record(task, origin, chunk);
+        record(task, origin, &chunk);
         let mut gone = Vec::new();
         for (name, copy) in &mut self.copies {
-            if copy.task == id && copy.origin == origin && !copy.push(chunk) {
+            if copy.task == id && copy.origin == origin && !copy.push(&chunk) {
                 gone.push(*name);
             }
         }
@@ -295,17 +295,14 @@ impl Monitor {
             return self.balance(id);
         };
         if input.queue.is_empty() {
-            self.scratch.resize(CHUNK, 0);
-            match rustix::io::read(&feed.fd, &mut self.scratch[..]) {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            match rustix::io::read(&feed.fd, spare_capacity(&mut chunk)) {
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Ok(0) | Err(_) => self.end_feed(name),
-                Ok(length) => {
-                    let bytes = self.scratch.get(..length).unwrap_or_default();
-                    match write_some(&input.fd, bytes) {
-                        Ok(rest) => input.queue.extend_from_slice(rest),
-                        Err(_) => self.close_input(id),
-                    }
-                }
+                Ok(_) => match write_some(&input.fd, &chunk) {
+                    Ok(rest) => input.queue.extend_from_slice(rest),
+                    Err(_) => self.close_input(id),
+                },
             }
         }
         self.balance(id);

@@ -166,6 +166,8 @@ pub struct Pod {
     pub image: TempDir,
     pub events: VecDeque<Exited>,
     pub next: u64,
+    /// From spawning the monitor until the pod was ready.
+    pub started_in: Duration,
 }
 
 impl Pod {
@@ -184,26 +186,33 @@ impl Pod {
         };
         change(&mut setup);
         let run = open_directory(pod.run.path());
+        let before = Instant::now();
         match pod.call(Request::Setup(setup), &[run.as_fd()]).unwrap() {
             Reply::Ready(ready) => assert_eq!(ready.pid.unsigned_abs(), pod.child.id()),
             other => panic!("{other:?}"),
         }
+        pod.started_in += before.elapsed();
         pod
     }
 
     /// A monitor that has been greeted but not set up.
     pub fn unset() -> Self {
-        let monitor = client::spawn(program(), "sandbox", Some(rustix::stdio::stderr())).unwrap();
+        let image = image();
+        let program = program();
+        let before = Instant::now();
+        let monitor = client::spawn(program, "sandbox", Some(rustix::stdio::stderr())).unwrap();
         let mut pod = Self {
             child: monitor.child,
             connection: Some(monitor.connection),
             run: tempfile::tempdir().unwrap(),
             logs: tempfile::tempdir().unwrap(),
-            image: image(),
+            image,
             events: VecDeque::new(),
             next: 0,
+            started_in: Duration::ZERO,
         };
         let state = pod.hello();
+        pod.started_in = before.elapsed();
         assert!(!state.ready && state.containers.is_empty());
         pod
     }

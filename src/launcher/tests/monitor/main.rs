@@ -4,6 +4,7 @@
 
 mod attach;
 mod attacks;
+mod cgroups;
 mod exec;
 mod harness;
 mod identity;

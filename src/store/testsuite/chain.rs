@@ -420,7 +420,9 @@ fn layer(ops: &[Op]) -> (Vec<u8>, Model, BTreeSet<String>, BTreeSet<String>) {
                 archive = archive.file(&format!("{prefix}.wh.{}", spelled(&[*base])), b"");
                 let done = put(&mut model, &format!("{prefix}probe"), Node::File(0));
                 cut(&mut model, &format!("{prefix}probe"));
-                done.map(|()| drop(whiteouts.insert(spelled(path))))
+                done.inspect(|()| {
+                    whiteouts.insert(spelled(path));
+                })
             }
             Op::Opaque(path) => {
                 let dir = spelled(path);
@@ -428,7 +430,9 @@ fn layer(ops: &[Op]) -> (Vec<u8>, Model, BTreeSet<String>, BTreeSet<String>) {
                 archive = archive.file(&format!("{prefix}.wh..wh..opq"), b"");
                 let done = put(&mut model, &format!("{prefix}probe"), Node::File(0));
                 cut(&mut model, &format!("{prefix}probe"));
-                done.map(|()| drop(opaques.insert(dir)))
+                done.inspect(|()| {
+                    opaques.insert(dir);
+                })
             }
             Op::HardLink(path, target) => match model.get(&spelled(target)).cloned() {
                 Some(Node::File(byte)) if !spelled(target).starts_with(&format!("{}/", spelled(path))) => {
@@ -475,14 +479,7 @@ fn random_stacks_match_the_model(form: LayerForm) {
                     cut(&mut merged, hidden);
                 }
                 for dir in &opaques {
-                    let look = merged.get(dir).cloned();
-                    if dir.is_empty() {
-                        merged.clear()
-                    } else {
-                        cut(&mut merged, dir)
-                    }
-                    // What an opaque directory without entry looks like is its own business.
-                    drop(look);
+                    if dir.is_empty() { merged.clear() } else { cut(&mut merged, dir) }
                 }
                 for (path, node) in &model {
                     match (node, merged.get(path)) {

@@ -123,7 +123,7 @@ fn a_rich_tree_in_every_format(form: LayerForm) {
     std::os::unix::fs::lchown(at("dangling"), Some(1_000_000), Some(7)).unwrap();
     std::fs::create_dir(at("tmp")).unwrap();
     std::fs::set_permissions(at("tmp"), PermissionsExt::from_mode(0o1777)).unwrap();
-    std::fs::set_permissions(at("empty"), PermissionsExt::from_mode(0)).unwrap();
+    std::fs::set_permissions(at("empty"), PermissionsExt::from_mode(0o000)).unwrap();
     set_xattr(&at("512"), "user.short", b"v");
     set_xattr(&at("512"), "user.empty", b"");
     set_xattr(&at("512"), "user.long", &[0xa5; 3000]);

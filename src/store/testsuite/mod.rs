@@ -8,6 +8,7 @@ mod chain;
 mod gnu;
 mod happy;
 mod hostile;
+mod life;
 mod view;
 
 use std::fs::File;
@@ -68,10 +69,11 @@ impl Fixture {
     }
 
     /// Replaces the store by one elsewhere, so that the last handle of this one goes.
-    fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         let mut options = self.options.clone();
-        options.root = self.place.path().join("parked");
-        options.run = self.place.path().join("parked-run");
+        let parked = format!("parked-{}", crate::dir::unique());
+        options.root = self.place.path().join(&parked).join("root");
+        options.run = self.place.path().join(&parked).join("run");
         self.store = Store::open(options).unwrap();
     }
 

@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 /// How long the kubelet waits for an answer by default.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-/// Both services of one runtime. Connects again by itself after the runtime was restarted.
+/// Both services of one runtime, on one connection.
 #[derive(Clone, Debug)]
 pub struct Cri {
     channel: Channel,
@@ -192,6 +192,7 @@ pub fn image_spec(reference: &str) -> ImageSpec {
 }
 
 /// The code and text of a call that must have failed.
+#[track_caller]
 pub fn failure<T: std::fmt::Debug>(answer: Answer<T>) -> (Code, String) {
     let status = answer.expect_err("the call must fail");
     (status.code(), status.message().into())

@@ -97,6 +97,19 @@ impl Ledger {
         text
     }
 
+    /// The same without what a daemon has by itself, which a new one has differently.
+    #[must_use]
+    pub fn without_daemon(&self) -> Ledger {
+        let own = |kind: &Kind| matches!(kind, Kind::Descriptor | Kind::Thread);
+        Ledger(
+            self.0
+                .iter()
+                .filter(|((kind, _), _)| !own(kind))
+                .map(|(key, &count)| (key.clone(), count))
+                .collect(),
+        )
+    }
+
     fn add(&mut self, kind: Kind, name: impl Into<String>) {
         *self.0.entry((kind, name.into())).or_default() += 1;
     }
@@ -171,7 +184,7 @@ impl Ledger {
             let name = name.split_once('(').map_or("", |(_, name)| name);
             let command = fs::read(proc.join("cmdline")).unwrap_or_default();
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
-            self.add(Kind::Process, format!("{pid} {name}{state} {}", command.trim()));
+            self.add(Kind::Process, format!("{name}{state} {}", command.trim()));
         }
     }
 
@@ -186,17 +199,23 @@ impl Ledger {
         }
     }
 
-    /// Descriptors by what they refer to, without inode numbers, and threads by name.
+    /// Descriptors by what they refer to, without inode numbers, and threads by name. Two pools may grow and shrink
+    /// by themselves: threads that are kept for blocking work, and connections to registries that are kept open.
     fn daemon(&mut self, pid: u32) {
+        let kept = open_connections(pid);
         for entry in entries(Path::new(&format!("/proc/{pid}/fd"))) {
             if let Ok(target) = fs::read_link(entry.path()) {
                 let target = target.to_string_lossy();
+                if kept.contains(&*target) {
+                    continue;
+                }
                 let kind = target.split_once(":[").map_or(&*target, |(kind, _)| kind);
                 self.add(Kind::Descriptor, kind);
             }
         }
         for entry in entries(Path::new(&format!("/proc/{pid}/task"))) {
-            if let Ok(name) = fs::read_to_string(entry.path().join("comm")) {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            if !name.is_empty() && !name.starts_with("tokio-") {
                 self.add(Kind::Thread, name.trim());
             }
         }
@@ -224,6 +243,22 @@ impl fmt::Display for Kind {
 fn pids(world: &World) -> Vec<u32> {
     let names = entries(&world.inside("/proc")).into_iter().map(|entry| entry.file_name());
     names.filter_map(|name| name.to_str()?.parse().ok()).collect()
+}
+
+/// TCP connections of a process's network namespace that are open at both ends, as `/proc/PID/fd` names them.
+fn open_connections(pid: u32) -> BTreeSet<String> {
+    const ESTABLISHED: &str = "01";
+    let mut names = BTreeSet::new();
+    for file in ["tcp", "tcp6"] {
+        let table = fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
+        for line in table.lines().skip(1) {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            if fields.get(3) == Some(&ESTABLISHED) {
+                names.extend(fields.get(9).map(|inode| format!("socket:[{inode}]")));
+            }
+        }
+    }
+    names
 }
 
 fn entries(dir: &Path) -> Vec<fs::DirEntry> {

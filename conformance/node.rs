@@ -21,6 +21,9 @@ use crate::world::World;
 /// How long things that may be taken down after the answer may take.
 const SETTLE: Duration = Duration::from_secs(10);
 
+/// How long nothing changes on a node that has come to rest.
+const QUIET: Duration = Duration::from_millis(400);
+
 /// A node. Fields are dropped in this order: the world goes last.
 #[derive(Debug)]
 pub struct Node {
@@ -34,6 +37,7 @@ pub struct Node {
     pub images: Layout,
     /// The machine.
     pub world: Arc<World>,
+    restarted: bool,
 }
 
 /// A pod in which containers are run one after the other.
@@ -87,7 +91,7 @@ impl Node {
         let registry = Registry::start(world.clone());
         let daemon = Daemon::start(world.clone(), &change(Node::config(&world)));
         let cri = Cri::new(&daemon.socket);
-        Some(Node { cri, daemon, registry, images: catalog::layout(), world })
+        Some(Node { cri, daemon, registry, images: catalog::layout(), world, restarted: false })
     }
 
     /// What every test needs.
@@ -223,29 +227,49 @@ impl Node {
         self.cri.exited(&first.container).await;
         self.remove(&first.pod).await;
         self.remove_pod_cgroups();
-        // Until two counts agree, the first pod is still being taken down.
+        // While counts differ, the first pod is still being taken down and pools are being filled.
+        let end = tokio::time::Instant::now() + SETTLE;
         let mut ledger = Ledger::take(&self.scope());
-        while let Err(difference) = ledger.settled(&self.scope(), Duration::ZERO) {
-            assert!(difference.lines().count() < 1000, "{difference}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            ledger = Ledger::take(&self.scope());
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let now = Ledger::take(&self.scope());
+            let difference = ledger.difference(&now);
+            if difference.is_empty() {
+                return ledger;
+            }
+            assert!(tokio::time::Instant::now() < end, "the node does not come to rest:\n{difference}");
+            ledger = now;
         }
-        ledger
     }
 
     /// Fails unless the node holds what it held before.
+    #[track_caller]
     pub fn assert_nothing_left(&self, before: &Ledger) {
         self.remove_pod_cgroups();
-        if let Err(difference) = before.settled(&self.scope(), SETTLE) {
+        let mut scope = self.scope();
+        let mut before = before.clone();
+        if self.restarted {
+            scope.daemon = None;
+            before = before.without_daemon();
+        }
+        if let Err(difference) = before.settled(&scope, SETTLE) {
             panic!("left behind:\n{difference}");
         }
     }
 
     /// Fails unless a call failed with a code and a text that names its subject.
+    #[track_caller]
     pub fn assert_fails<T: Debug>(&self, answer: Answer<T>, code: tonic::Code, subject: &str) {
         let (got, text) = crate::cri::failure(answer);
         assert_eq!(got, code, "{text}");
         assert!(text.contains(subject), "{subject:?} is not named in {text:?}");
+    }
+
+    /// Starts the daemon after it has ended, with a new connection, as the kubelet makes one.
+    pub fn restart(&mut self) {
+        self.daemon.start_again();
+        self.cri = Cri::new(&self.daemon.socket);
+        self.restarted = true;
     }
 
     /// What is counted: everything, with the store and the state of the daemon.

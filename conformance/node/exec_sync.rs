@@ -117,7 +117,7 @@ async fn output_is_cut_at_sixteen_mebibytes_a_stream() {
     let Some(node) = Node::start() else { return };
     let running = target(&node).await;
     let script =
-        "dd if=/dev/zero bs=1M count=20 2>/dev/null; dd if=/dev/zero bs=1M count=17 2>/dev/null >&2; exit 4";
+        "dd if=/dev/zero bs=1M count=20 2>/dev/null; dd if=/dev/zero bs=1M count=17 >&2 2>/dev/null; exit 4";
     let done = node.cri.exec(&running.container, &["sh", "-c", script], 60).await.unwrap();
     assert_eq!(done.exit_code, 4, "the command must be able to write on");
     assert_eq!((done.stdout.len(), done.stderr.len()), (OUTPUT_BYTES_MAX, OUTPUT_BYTES_MAX));

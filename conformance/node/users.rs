@@ -55,7 +55,7 @@ async fn user_of_the_image_and_of_the_pod() {
             },
             "1000\n1000\n1000 8888\n/home/worker\n",
         ),
-        ("highest id", &busybox, |s| s.run_as_user = number(4_294_967_294), "4294967294\n0\n0\n/\n"),
+        ("highest id", &busybox, |s| s.run_as_user = number(2_147_483_647), "2147483647\n0\n0\n/\n"),
     ];
     for (index, (name, image, change, expected)) in cases.into_iter().enumerate() {
         let config = node.container(&pod.config, &format!("c{index}"), image, &["sh", "-euc", WHO]);

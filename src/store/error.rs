@@ -48,6 +48,9 @@ pub enum Error {
     /// A layer's tar stream is malformed or beyond the limits.
     #[error("layer tar")]
     Tar(#[from] tar::Error),
+    /// An ingest was to be finished after it had failed.
+    #[error("the layer was refused before")]
+    Refused,
     /// A limit was exceeded.
     #[error("{what} exceeds the limit of {limit}")]
     Limit {
@@ -163,7 +166,7 @@ impl Error {
             | Self::ImageNotFound(_)
             | Self::SnapshotNotFound(_) => Code::NotFound,
             Self::SnapshotExists(_) => Code::AlreadyExists,
-            Self::BadKey(_) | Self::DigestMismatch { .. } => Code::InvalidArgument,
+            Self::BadKey(_) | Self::DigestMismatch { .. } | Self::Refused => Code::InvalidArgument,
             Self::Tar(tar::Error::Limit { .. })
             | Self::Limit { .. }
             | Self::NoSpace { .. }

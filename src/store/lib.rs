@@ -63,6 +63,7 @@ pub use digest::{Algorithm, ChainId, DiffId, Digest, Hasher, ImageId};
 pub use error::{Code, Error, Result};
 pub use gc::Collected;
 pub use image::{ImageRecord, ManifestRecord, NewImage};
+pub use layer::check::LayerCheck;
 pub use layer::ingest::LayerIngest;
 pub use layer::{LayerForm, LayerInfo};
 pub use lease::Lease;
@@ -266,6 +267,13 @@ impl Store {
         loading.layers()?;
         loading.blobs()?;
         loading.images()?;
+        let chains = root.ensure("chains")?;
+        if loading.verify {
+            // They are not flushed, and made again when they are needed.
+            for fixup in chains.names()? {
+                chains.rename(&fixup, &trash, &unique())?;
+            }
+        }
         loading.state.snapshots = snapshot::load(&snapshots, &trash)?.into_iter().collect();
         let Loading { state, recovered, .. } = loading;
         run.replace("verified", b"", Flush::No)?;
@@ -277,7 +285,7 @@ impl Store {
         let inner = Inner {
             blobs: root.open("blobs")?,
             images: root.open("images")?,
-            chains: root.ensure("chains")?,
+            chains,
             empty: root.ensure("empty")?,
             run_volatile: run.ensure("volatile")?,
             options,
@@ -388,6 +396,13 @@ impl Store {
                 self.inner.layers.open(&file_name(diff_id.digest()))?.open_file(TAR).map(Some)
             }
         }
+    }
+
+    /// Proves, by reading all of it, that a layer is what was taken in.
+    pub fn check_layer(&self, diff_id: &DiffId) -> Result<LayerCheck> {
+        let layers = self.inner.layers_of(&[*diff_id])?;
+        let layer = layers.first().ok_or(Error::LayerNotFound(*diff_id))?;
+        self.inner.check_layer(layer)
     }
 
     /// Waits until every layer is durable.

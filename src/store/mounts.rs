@@ -245,9 +245,15 @@ fn empty_the_namespace() -> Result<()> {
     mount::move_mount(&tmpfs, "", fs::CWD, "/", flags).map_err(namespace_fault("attach tmpfs"))?;
     // pivot_root(2), "pivot_root(".", ".")": the old root ends up above the new one.
     rustix::process::fchdir(&tmpfs).map_err(namespace_fault("change to tmpfs"))?;
-    rustix::process::pivot_root(".", ".").map_err(namespace_fault("pivot_root"))?;
-    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-    mount::unmount(".", flags).map_err(namespace_fault("unmount the old root"))?;
+    match rustix::process::pivot_root(".", ".") {
+        Ok(()) => {
+            let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+            mount::unmount(".", flags).map_err(namespace_fault("unmount the old root"))?;
+        }
+        // A system that still runs from its initramfs: that root cannot be replaced, but covered.
+        Err(Errno::INVAL) => rustix::process::chroot(".").map_err(namespace_fault("chroot"))?,
+        Err(errno) => return Err(namespace_fault("pivot_root")(errno)),
+    }
     rustix::process::chdir("/").map_err(namespace_fault("change to the root"))
 }
 

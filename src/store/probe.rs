@@ -49,11 +49,8 @@ pub(crate) fn tar_erofs(work: &Dir) -> Result<()> {
     tree.insert(entry, Content::Whole(512)).map_err(Error::Tar)?;
     let tree = tree.finish().map_err(Error::Tar)?;
     let meta = work.create_file(META)?;
-    let identity = Identity { uuid: [0; 16], tag: b"self-test", tar_bytes: 1024 };
-    erofs::write(&tree, &identity, &tar, &meta).map_err(|error| match error {
-        erofs::Fault::Io(source) => write_fault(source),
-        erofs::Fault::Limit { what, limit } => Error::Limit { what, limit },
-    })?;
+    let identity = Identity { uuid: [0; 16], tag: "self-test".to_owned(), tar_bytes: 1024 };
+    erofs::write(&tree, &identity, &tar, &meta).map_err(|error| error.at(work.entry(META)))?;
     let layer = mounts::mount_erofs("self-test", &meta, &tar)?;
     overlay_over(work, layer.as_fd())
 }

@@ -9,7 +9,8 @@
 //!
 //! [`Store::prepare`](crate::Store::prepare) makes an active snapshot, [`Store::view`](crate::Store::view)
 //! one without writable layer; [`Store::mount`](crate::Store::mount) answers a mount that is attached
-//! nowhere, as often as asked. Nothing here is flushed: a container does not survive a boot.
+//! nowhere. Nothing here is flushed unless it is mounted [`Persistence::Durable`]: the containers of
+//! a kubelet do not survive a boot.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, PoisonError};
@@ -277,8 +278,9 @@ impl Inner {
         // Any layer without an entry for its root shows it with the default owner.
         let root_layer = stack.root().0.unwrap_or(0);
         let mut mapped_root = options.user_namespace.and_then(|_| lowers.get(root_layer).cloned());
-        let fixup = self.fixup_of(&record)?;
-        if let Some(fixup) = fixup {
+        if record.fixup.is_some()
+            && let Some((_, fixup)) = self.fixup(&stack, &self.roots(&stack)?)?
+        {
             let fixup = match options.user_namespace {
                 Some(user_namespace) => {
                     Arc::new(overlay::idmapped_clone(key, fixup.as_fd(), user_namespace)?)
@@ -301,7 +303,9 @@ impl Inner {
         if record.kind == SnapshotKind::Active {
             let volatile = options.persistence == Persistence::Volatile;
             self.clear_volatile(key, &dir)?;
-            if volatile && !self.run_volatile.contains(key)? {
+            if !volatile {
+                self.keep_snapshot(&dir, &record)?;
+            } else if !self.run_volatile.contains(key)? {
                 self.run_volatile.replace(key, b"", Flush::No)?;
             }
             let upper = dir.open(UPPER)?;
@@ -324,13 +328,13 @@ impl Inner {
         overlay.mount()
     }
 
-    fn fixup_of(&self, record: &SnapshotRecord) -> Result<Option<Arc<OwnedFd>>> {
-        let Some(name) = &record.fixup else { return Ok(None) };
-        let dir = self.chains.open(name)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        fs::openat(&dir, ".", flags, Mode::empty())
-            .map(|fd| Some(Arc::new(fd)))
-            .map_err(Error::io("open", dir.path()))
+    /// Makes the snapshot itself as durable as what will be written to it.
+    fn keep_snapshot(&self, dir: &Dir, record: &SnapshotRecord) -> Result<()> {
+        let bytes =
+            serde_json::to_vec(record).map_err(|source| Error::Record { path: dir.entry(RECORD), source })?;
+        dir.replace(RECORD, &bytes, Flush::Yes)?;
+        dir.open(UPPER)?.flush()?;
+        self.snapshots.flush()
     }
 
     fn empty_lower(&self, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {

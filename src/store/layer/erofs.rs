@@ -22,8 +22,11 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use super::tree::{Content, Directory, Inode, InodeId, Node, ROOT, Tree};
+use crate::digest::DiffId;
+use crate::error::Error;
 use crate::tar::{Mtime, Segment};
 
 /// Block size of the file system and of tar.
@@ -67,12 +70,21 @@ const MAX_SPARSE_COST: u64 = 256 << 20;
 
 /// Who this file system is.
 #[derive(Debug)]
-pub(crate) struct Identity<'a> {
+pub(crate) struct Identity {
     pub(crate) uuid: [u8; 16],
     /// Names the data device, for people; at most 64 bytes count.
-    pub(crate) tag: &'a [u8],
+    pub(crate) tag: String,
     /// Length of the tar in bytes.
     pub(crate) tar_bytes: u64,
+}
+
+impl Identity {
+    /// The identity of a layer's file system.
+    pub(crate) fn of(diff_id: &DiffId, tar_bytes: u64) -> Self {
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&diff_id.digest().as_bytes()[..16]);
+        Self { uuid, tag: diff_id.hex(), tar_bytes }
+    }
 }
 
 /// Why no file system could be written.
@@ -84,9 +96,18 @@ pub(crate) enum Fault {
     Limit { what: &'static str, limit: u64 },
 }
 
+impl Fault {
+    pub(crate) fn at(self, path: PathBuf) -> Error {
+        match self {
+            Self::Io(source) => Error::Io { op: "write", path, source },
+            Self::Limit { what, limit } => Error::Limit { what, limit },
+        }
+    }
+}
+
 /// Writes the metadata of `tree` to `out`; `tar` is read only for sparse files whose regions are
 /// not aligned. Returns the length in bytes.
-pub(crate) fn write(tree: &Tree, identity: &Identity<'_>, tar: &File, out: &File) -> Result<u64, Fault> {
+pub(crate) fn write(tree: &Tree, identity: &Identity, tar: &File, out: &File) -> Result<u64, Fault> {
     let plan = Plan::of(tree, identity.tar_bytes)?;
     let mut writer = Writer { out: BufWriter::with_capacity(1 << 20, out), position: 0 };
     writer.superblock(&plan, identity)?;
@@ -403,7 +424,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn superblock(&mut self, plan: &Plan, identity: &Identity<'_>) -> Result<(), Fault> {
+    fn superblock(&mut self, plan: &Plan, identity: &Identity) -> Result<(), Fault> {
         self.pad_to(SUPER_OFFSET)?;
         let root = plan.places.first().map_or(0, Place::nid);
         let root = u16::try_from(root).map_err(io::Error::other)?;
@@ -429,7 +450,7 @@ impl Writer<'_> {
         block.resize(128, 0);
         self.put(&block)?;
         let mut slot = Vec::with_capacity(128);
-        slot.extend(&identity.tag[..identity.tag.len().min(64)]);
+        slot.extend(identity.tag.bytes().take(64));
         slot.resize(64, 0);
         slot.extend(block_number(identity.tar_bytes.div_ceil(BLOCK))?.to_le_bytes());
         slot.resize(128, 0);

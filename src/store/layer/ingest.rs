@@ -15,7 +15,7 @@ use super::directory::{self, Attributes, Objects};
 use super::erofs;
 use super::tree::{Content, ROOT, Tree, TreeBuilder};
 use super::{INFO, INFO_VERSION, LayerForm, LayerInfo, META, Ownership, TAR, TREE};
-use crate::digest::{Algorithm, DiffId, Hasher};
+use crate::digest::{Algorithm, DiffId, Digest, Hasher};
 use crate::dir::{Dir, unique};
 use crate::error::{Error, Result};
 use crate::lease::Lease;
@@ -42,7 +42,14 @@ pub struct LayerIngest {
     sink: Sink,
     bytes: u64,
     next_space_check: u64,
-    failed: Option<Error>,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+enum Progress {
+    Going,
+    /// The error that stopped the stream, unless the caller has it already.
+    Failed(Option<Error>),
 }
 
 /// A directory under `work/` that goes away unless it is taken over.
@@ -101,12 +108,24 @@ impl LayerIngest {
             sink,
             bytes: 0,
             next_space_check: 0,
-            failed: None,
+            progress: Progress::Going,
         })
     }
 
-    /// Takes the next bytes of the uncompressed tar, all of them.
+    /// Takes the next bytes of the uncompressed tar, all of them. After an error the layer can
+    /// only be dropped.
     pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        if let Progress::Failed(error) = &mut self.progress {
+            return Err(error.take().unwrap_or(Error::Refused));
+        }
+        let taken = self.take(bytes);
+        if taken.is_err() {
+            self.progress = Progress::Failed(None);
+        }
+        taken
+    }
+
+    fn take(&mut self, bytes: &[u8]) -> Result<()> {
         let count = bytes.len() as u64;
         if self.bytes.saturating_add(count) > self.limits.layer_bytes {
             return Err(Error::Limit {
@@ -126,7 +145,11 @@ impl LayerIngest {
                 source,
             })?;
         }
-        self.parser.feed(bytes, &mut Unpack { tree: &mut self.tree, sink: &mut self.sink })?;
+        let objects = match &mut self.sink {
+            Sink::Tar { .. } => None,
+            Sink::Objects(objects) => Some(objects),
+        };
+        self.parser.feed(bytes, &mut Unpack { tree: &mut self.tree, objects })?;
         self.bytes += count;
         if let Sink::Tar { out, written_back } = &mut self.sink {
             // What still sits in the buffer is not in the file yet, but it never lags that much.
@@ -143,28 +166,31 @@ impl LayerIngest {
 
     /// Ends the stream, verifies that it is the layer `expected`, and commits it. The layer is
     /// protected by the lease that the ingest was started with.
-    pub fn finish(mut self, expected: &DiffId) -> Result<LayerInfo> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
-        let actual = self.hasher.clone().finish();
+    pub fn finish(self, expected: &DiffId) -> Result<LayerInfo> {
+        let (this, actual) = self.computed()?;
         if actual != *expected.digest() {
             return Err(Error::DigestMismatch {
                 expected: Box::new(*expected.digest()),
                 actual: Box::new(actual),
             });
         }
-        self.commit(*expected)
+        this.commit(*expected)
     }
 
     /// Ends the stream and commits it under the diffID that it turns out to have: for layers made
     /// on this node.
-    pub fn finish_new(mut self) -> Result<LayerInfo> {
-        if let Some(error) = self.failed.take() {
-            return Err(error);
+    pub fn finish_new(self) -> Result<LayerInfo> {
+        let (this, actual) = self.computed()?;
+        this.commit(DiffId::new(actual))
+    }
+
+    /// The digest of a stream that has not failed.
+    fn computed(mut self) -> Result<(Self, Digest)> {
+        if let Progress::Failed(error) = &mut self.progress {
+            return Err(error.take().unwrap_or(Error::Refused));
         }
-        let diff_id = DiffId::new(self.hasher.clone().finish());
-        self.commit(diff_id)
+        let digest = self.hasher.clone().finish();
+        Ok((self, digest))
     }
 
     fn commit(self, diff_id: DiffId) -> Result<LayerInfo> {
@@ -178,21 +204,15 @@ impl LayerIngest {
         let mut info = describe(&tree, diff_id, inner.form, bytes);
         match sink {
             Sink::Tar { out, .. } => {
-                let fault = |op| {
-                    let path = work.dir.entry(META);
-                    move |source| Error::Io { op, path, source }
-                };
-                let tar = out.into_inner().map_err(|error| fault("write")(error.into_error()))?;
+                let tar = out.into_inner().map_err(|error| Error::Io {
+                    op: "write",
+                    path: work.dir.entry(TAR),
+                    source: error.into_error(),
+                })?;
                 let meta = work.dir.create_file(META)?;
-                let mut uuid = [0; 16];
-                uuid.copy_from_slice(&diff_id.digest().as_bytes()[..16]);
-                let tag = diff_id.hex();
-                let identity = erofs::Identity { uuid, tag: tag.as_bytes(), tar_bytes: bytes };
-                let meta_bytes =
-                    erofs::write(&tree, &identity, &tar, &meta).map_err(|error| match error {
-                        erofs::Fault::Io(source) => fault("write")(source),
-                        erofs::Fault::Limit { what, limit } => Error::Limit { what, limit },
-                    })?;
+                let identity = erofs::Identity::of(&diff_id, bytes);
+                let meta_bytes = erofs::write(&tree, &identity, &tar, &meta)
+                    .map_err(|error| error.at(work.dir.entry(META)))?;
                 info.disk_bytes = allocated(&tar, bytes) + allocated(&meta, meta_bytes);
                 // Two files, their directory and its record.
                 info.disk_inodes = 4;
@@ -243,16 +263,13 @@ fn describe(tree: &Tree, diff_id: DiffId, form: LayerForm, tar_bytes: u64) -> La
 }
 
 impl io::Write for LayerIngest {
-    /// Never writes a part. The error that stopped the stream is also what `finish` reports.
+    /// Never writes a part. The error that stopped the stream is what `finish` reports.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.failed.is_some() {
-            return Err(io::Error::other("the layer was refused"));
-        }
         match self.push(bytes) {
             Ok(()) => Ok(bytes.len()),
             Err(error) => {
                 let shown = io::Error::other(error.to_string());
-                self.failed = Some(error);
+                self.progress = Progress::Failed(Some(error));
                 Err(shown)
             }
         }
@@ -263,9 +280,17 @@ impl io::Write for LayerIngest {
     }
 }
 
-struct Unpack<'a> {
+/// Puts what the parser finds into the tree, and contents where the form keeps them.
+pub(super) struct Unpack<'a> {
     tree: &'a mut TreeBuilder,
-    sink: &'a mut Sink,
+    objects: Option<&'a mut Objects>,
+}
+
+impl<'a> Unpack<'a> {
+    /// For contents that stay in the tar.
+    pub(super) fn of_tar(tree: &'a mut TreeBuilder) -> Self {
+        Self { tree, objects: None }
+    }
 }
 
 impl Visitor for Unpack<'_> {
@@ -274,15 +299,15 @@ impl Visitor for Unpack<'_> {
     fn entry(&mut self, mut entry: Entry<'_>) -> Result<()> {
         let sparse = entry.sparse.take();
         let size = entry.size;
-        match self.sink {
-            Sink::Tar { .. } => {
+        match &mut self.objects {
+            None => {
                 let content = match sparse {
                     Some(segments) => Content::Sparse(entry.data_offset, segments.into()),
                     None => Content::Whole(entry.data_offset),
                 };
                 self.tree.insert(entry, content)?;
             }
-            Sink::Objects(objects) => {
+            Some(objects) => {
                 if let Some(inode) = self.tree.insert(entry, Content::Object(objects.next()))? {
                     objects.begin(inode, size, sparse)?;
                 }
@@ -292,16 +317,16 @@ impl Visitor for Unpack<'_> {
     }
 
     fn data(&mut self, bytes: &[u8]) -> Result<()> {
-        match self.sink {
-            Sink::Tar { .. } => Ok(()),
-            Sink::Objects(objects) => objects.data(bytes),
+        match &mut self.objects {
+            None => Ok(()),
+            Some(objects) => objects.data(bytes),
         }
     }
 
     fn entry_end(&mut self) -> Result<()> {
-        match self.sink {
-            Sink::Tar { .. } => Ok(()),
-            Sink::Objects(objects) => objects.end(|id| self.tree.inode(id).map(Attributes::of)),
+        match &mut self.objects {
+            None => Ok(()),
+            Some(objects) => objects.end(|id| self.tree.inode(id).map(Attributes::of)),
         }
     }
 }

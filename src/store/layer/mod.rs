@@ -14,6 +14,7 @@
 //!   durable            empty: all of the above survives a power cut
 //! ```
 
+pub(crate) mod check;
 pub(crate) mod directory;
 pub(crate) mod erofs;
 pub(crate) mod ingest;

@@ -102,7 +102,7 @@ fn owned(name: &str, mode: u32, uid: u64) -> Archive {
 }
 
 fn implied_parents_look_like_below(form: LayerForm) {
-    let fixture = Fixture::new(form);
+    let mut fixture = Fixture::new(form);
     let concat = |parts: Vec<Archive>| Archive {
         bytes: parts.into_iter().flat_map(|archive| archive.bytes).collect(),
     };
@@ -163,7 +163,8 @@ fn implied_parents_look_like_below(form: LayerForm) {
         ])
     );
     // The fixup is shared by the containers of a chain and goes with the last one.
-    let chains = || std::fs::read_dir(fixture.root().join("chains")).unwrap().count();
+    let chains_dir = fixture.root().join("chains");
+    let chains = || std::fs::read_dir(&chains_dir).unwrap().count();
     assert_eq!(chains(), 1);
     let layers = fixture.store.snapshots()[0].2.clone();
     fixture.store.prepare("k2", &layers).unwrap();
@@ -172,9 +173,14 @@ fn implied_parents_look_like_below(form: LayerForm) {
     fixture.store.remove("k").unwrap();
     fixture.store.gc().unwrap();
     assert_eq!(chains(), 1);
-    let again = fixture.store.mount("k2", &MountOptions::default()).unwrap();
-    assert_eq!(look(&again)["tmp"].mode, 0o1777);
-    drop(again);
+    // It is made again after a boot, where it may have been torn.
+    let durable = MountOptions { persistence: Persistence::Durable, ..MountOptions::default() };
+    for _ in 0..2 {
+        let again = fixture.store.mount("k2", &durable).unwrap();
+        assert_eq!(look(&again)["tmp"].mode, 0o1777);
+        drop(again);
+        fixture.reboot();
+    }
     fixture.store.remove("k2").unwrap();
     fixture.store.gc().unwrap();
     assert_eq!(chains(), 0);

@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 
 use super::view::{assert_same, look};
 use super::{Fixture, both_forms};
-use crate::{LayerForm, MountOptions};
+use crate::{LayerCheck, LayerForm, MountOptions};
 
 both_forms!(
     a_rich_tree_in_every_format,
@@ -59,6 +59,8 @@ fn compare(fixture: &Fixture, tree: &Path, arguments: &[&str], key: &str) {
     let root = fixture.store.mount(key, &MountOptions::default()).unwrap();
     let expected = look(&std::fs::File::open(&extracted).unwrap());
     assert_same(&look(&root), &expected, &format!("{arguments:?}"));
+    let check = fixture.store.check_layer(&info.diff_id).unwrap();
+    assert!(check == LayerCheck::Whole || info.form == LayerForm::Directory, "{check:?}");
     // The layer itself, without overlay, is the same as well.
     let layer = fixture.store.layer_root(&info.diff_id).unwrap();
     assert_same(&look(&layer), &expected, &format!("{arguments:?}, the layer"));
@@ -307,7 +309,7 @@ fn random_trees(form: LayerForm) {
 }
 
 #[test]
-fn a_layer_takes_four_inodes_and_the_form_says_so() {
+fn a_layer_takes_four_inodes_and_proves_itself() {
     let fixture = Fixture::new(LayerForm::TarErofs);
     let tree = fixture.outside().join("tree");
     std::fs::create_dir(&tree).unwrap();
@@ -321,4 +323,14 @@ fn a_layer_takes_four_inodes_and_the_form_says_so() {
     let layers = fixture.root().join("layers");
     let layer = std::fs::read_dir(&layers).unwrap().next().unwrap().unwrap().path();
     assert_eq!(std::fs::metadata(layer.join("layer.tar")).unwrap().size(), info.tar_bytes);
+    // One flipped bit anywhere is found.
+    for (file, position) in [("layer.tar", 700), ("layer.tar", info.tar_bytes - 1), ("meta.erofs", 5000)] {
+        let file = std::fs::File::options().read(true).write(true).open(layer.join(file)).unwrap();
+        let mut byte = [0];
+        assert_eq!(fixture.store.check_layer(&info.diff_id).unwrap(), LayerCheck::Whole);
+        file.read_exact_at(&mut byte, position).unwrap();
+        file.write_all_at(&[byte[0] ^ 4], position).unwrap();
+        assert_eq!(fixture.store.check_layer(&info.diff_id).unwrap(), LayerCheck::Damaged);
+        file.write_all_at(&byte, position).unwrap();
+    }
 }

@@ -408,6 +408,16 @@ fn a_wrong_digest_commits_nothing(form: LayerForm) {
     ingest.push(&longer).unwrap();
     assert!(ingest.finish(&DiffId::new(Digest::sha256(&tar))).is_err());
     fixture.ingest(&longer).unwrap();
+    // A stream that was refused stays refused, even if the digest would be right.
+    let bad = Archive::default().file("../a", b"1").end();
+    let mut ingest = fixture.store.ingest_layer(&fixture.store.lease(), Algorithm::Sha256).unwrap();
+    assert!(matches!(ingest.push(&bad), Err(Error::Tar(_))));
+    assert!(matches!(ingest.push(&bad), Err(Error::Refused)));
+    assert!(matches!(ingest.finish_new(), Err(Error::Refused)));
+    let mut ingest = fixture.store.ingest_layer(&fixture.store.lease(), Algorithm::Sha256).unwrap();
+    std::io::copy(&mut &bad[..], &mut ingest).unwrap_err();
+    let bad = DiffId::new(Digest::sha256(&bad));
+    assert!(matches!(ingest.finish(&bad), Err(Error::Tar(_))));
     // An ingest that is dropped leaves nothing either.
     let mut ingest = fixture.store.ingest_layer(&fixture.store.lease(), Algorithm::Sha256).unwrap();
     ingest.push(&tar[..700]).unwrap();

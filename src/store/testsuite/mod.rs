@@ -3,7 +3,7 @@
 //! Every test gets a store of its own in a temporary directory and works on the real kernel, so
 //! the suite needs root.
 
-mod archive;
+pub(crate) mod archive;
 mod chain;
 mod gnu;
 mod happy;

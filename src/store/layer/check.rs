@@ -1,0 +1,92 @@
+//! Proof that a layer is what it should be.
+//!
+//! The tar is hashed again, and the metadata are made from it again and compared: both are
+//! functions of the layer, so any flipped bit shows.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use super::erofs::{self, Identity};
+use super::ingest::{Unpack, Work};
+use super::tree::TreeBuilder;
+use super::{Layer, LayerForm, META, TAR, file_name};
+use crate::Inner;
+use crate::digest::Hasher;
+use crate::error::{Error, Result};
+use crate::tar::Parser;
+
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// What a check has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayerCheck {
+    /// Every byte is as it was taken in.
+    Whole,
+    /// The layer differs from what was taken in: pull it again.
+    Damaged,
+    /// The form does not allow to tell.
+    Unknown,
+}
+
+impl Inner {
+    pub(crate) fn check_layer(self: &Arc<Self>, layer: &Layer) -> Result<LayerCheck> {
+        if layer.info.form == LayerForm::Directory {
+            return Ok(LayerCheck::Unknown);
+        }
+        let diff_id = layer.info.diff_id;
+        let dir = self.layers.open(&file_name(diff_id.digest()))?;
+        let fault = |name: &str| {
+            let path = dir.entry(name);
+            move |source| Error::Io { op: "check", path, source }
+        };
+        let (mut tar, meta) = (dir.open_file(TAR)?, dir.open_file(META)?);
+        let mut hasher = Hasher::new(diff_id.digest().algorithm());
+        let mut parser = Parser::new(self.options.limits.header());
+        let mut tree = TreeBuilder::new(self.options.limits.tree());
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut tar_bytes = 0;
+        loop {
+            let count = tar.read(&mut buffer).map_err(fault(TAR))?;
+            let bytes = buffer.get(..count).unwrap_or_default();
+            if bytes.is_empty() {
+                break;
+            }
+            hasher.update(bytes);
+            tar_bytes += bytes.len() as u64;
+            if parser.feed(bytes, &mut Unpack::of_tar(&mut tree)).is_err() {
+                return Ok(LayerCheck::Damaged);
+            }
+        }
+        if hasher.finish() != *diff_id.digest() || tar_bytes != layer.info.tar_bytes {
+            return Ok(LayerCheck::Damaged);
+        }
+        let tree = tree.finish().map_err(Error::Tar)?;
+        let work = Work::new(self)?;
+        let fresh = work.dir.create_file(META)?;
+        let identity = Identity::of(&diff_id, tar_bytes);
+        let length =
+            erofs::write(&tree, &identity, &tar, &fresh).map_err(|error| error.at(work.dir.entry(META)))?;
+        let same = same_bytes(&fresh, &meta, length).map_err(fault(META))?;
+        Ok(if same { LayerCheck::Whole } else { LayerCheck::Damaged })
+    }
+}
+
+fn same_bytes(a: &File, b: &File, length: u64) -> std::io::Result<bool> {
+    if b.metadata()?.len() != length {
+        return Ok(false);
+    }
+    let (mut left, mut right) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
+    let mut position = 0;
+    while position < length {
+        let count = usize::try_from(length - position).map_or(BUFFER_BYTES, |rest| rest.min(BUFFER_BYTES));
+        a.read_exact_at(&mut left[..count], position)?;
+        b.read_exact_at(&mut right[..count], position)?;
+        if left[..count] != right[..count] {
+            return Ok(false);
+        }
+        position += count as u64;
+    }
+    Ok(true)
+}

@@ -23,7 +23,7 @@ const PIECE_BYTES: usize = 256 << 10;
 /// Pieces that may wait there.
 const PIECES: usize = 4;
 /// Pieces of the body that may wait before inflate; their bytes come out of the memory budget.
-const CHUNKS: usize = 32;
+const CHUNKS: usize = 16;
 /// Layers up to this size are not worth a second thread.
 const SMALL_BYTES: u64 = 1 << 20;
 /// The unit of the memory budget.

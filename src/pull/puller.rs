@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pinnace_registry::{Auth, Client, Descriptor, Reference, Repository, Resolved};
@@ -30,7 +31,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { layers_at_once: 6, memory_bytes: 64 << 20, grace: Duration::from_secs(600) }
+        Self { layers_at_once: 6, memory_bytes: 32 << 20, grace: Duration::from_secs(600) }
     }
 }
 
@@ -86,6 +87,8 @@ struct Shared {
     keeper: Arc<Keeper>,
     intake: Arc<Intake>,
     layers: Arc<LayerFlights>,
+    runtime: Handle,
+    busy: AtomicUsize,
 }
 
 /// A place in a running pull. Dropping the last one cancels the pull.
@@ -128,8 +131,20 @@ impl Puller {
         let keeper = Keeper::new(store.clone(), options.grace, runtime.clone());
         let intake = Arc::new(Intake::new(store.clone(), Arc::clone(&keeper), options.memory_bytes));
         let layers = Flights::new(runtime.clone());
-        let pulls = Flights::new(runtime);
-        Self { shared: Arc::new(Shared { store, client, options, keeper, intake, layers }), pulls }
+        let pulls = Flights::new(runtime.clone());
+        Self {
+            shared: Arc::new(Shared {
+                store,
+                client,
+                options,
+                keeper,
+                intake,
+                layers,
+                runtime,
+                busy: AtomicUsize::new(0),
+            }),
+            pulls,
+        }
     }
 
     /// Starts a pull, or joins the same one.
@@ -158,6 +173,7 @@ impl Shared {
         }
         let resolved = repository.resolve().await.map_err(|error| Arc::new(Error::Registry(error)))?;
         let resolved = Arc::new(resolved);
+        let _busy = Busy::begin(&self);
         let keep = Arc::new(self.keeper.hold());
         keep.loosen();
         let fetched_bytes = self.fetch_layers(&resolved, &repository, &keep, &progress).await?;
@@ -385,6 +401,25 @@ impl Shared {
             pinned,
         };
         self.store.commit_image(lease, image).map_err(store)
+    }
+}
+
+/// A pull that fetches. After the last one the heap is given back: buffers of many sizes have gone
+/// through it, and nothing like them is needed until the next pull.
+struct Busy(Arc<Shared>);
+
+impl Busy {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.busy.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.0.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.runtime.spawn_blocking(pinnace_sys::process::trim_heap);
+        }
     }
 }
 

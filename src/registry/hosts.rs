@@ -140,7 +140,7 @@ impl Hosts {
                 }
             }
         }
-        Ok(vec![self.upstream(registry, None, TlsPolicy::default())?])
+        Ok(vec![self.upstream(registry, TlsPolicy::default())?])
     }
 
     /// The endpoints that one directory configures; nothing if it does not exist or is empty.
@@ -150,7 +150,7 @@ impl Hosts {
             Ok(bytes) => bytes,
             Err(Error::Read { source, .. }) if is_absent(&source) => {
                 return Ok(match docker_certificates(dir)? {
-                    Some(tls) => Some(vec![self.upstream(registry, None, tls)?]),
+                    Some(tls) => Some(vec![self.upstream(registry, tls)?]),
                     None => None,
                 });
             }
@@ -192,11 +192,8 @@ impl Hosts {
         Ok(Some(endpoints))
     }
 
-    fn upstream(&self, registry: &str, base: Option<Url>, tls: TlsPolicy) -> Result<Endpoint, Error> {
-        let base = match base {
-            Some(base) => base,
-            None => self.default_url(registry)?,
-        };
+    fn upstream(&self, registry: &str, tls: TlsPolicy) -> Result<Endpoint, Error> {
+        let base = self.default_url(registry)?;
         let origin = Origin::of(&base).ok_or_else(|| Error::Host(registry.to_owned()))?;
         Ok(Endpoint {
             base,

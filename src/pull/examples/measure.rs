@@ -73,15 +73,19 @@ async fn pull(dir: &Path, references: &[&str]) {
         let processor = processor_time() - before;
         let flush_started = Instant::now();
         store.flush();
+        let flush = flush_started.elapsed();
+        // What is given back is given back in the background.
+        tokio::time::sleep(Duration::from_millis(100)).await;
         println!(
             "{reference}: {} layers, {:.1} MB compressed, wall {:.3} s, processor {:.3} s, flush after {:.3} s, \
-             peak {} MB",
+             memory {} MB, peak {} MB",
             pulled.record.layers.len(),
             pulled.fetched_bytes as f64 / 1e6,
             wall.as_secs_f64(),
             processor.as_secs_f64(),
-            flush_started.elapsed().as_secs_f64(),
-            peak_kb() / 1000,
+            flush.as_secs_f64(),
+            memory_kb("VmRSS:") / 1000,
+            memory_kb("VmHWM:") / 1000,
         );
     }
 }
@@ -91,8 +95,8 @@ fn processor_time() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
 }
 
-fn peak_kb() -> u64 {
+fn memory_kb(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

@@ -68,7 +68,8 @@ impl Daemon {
         command.arg("--run").arg(&self.run).arg("--socket").arg(&self.socket);
         command.env("RUST_BACKTRACE", "1");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("duplicate a file")).stderr(log);
-        let (mut child, process) = self.world.spawn(&mut command);
+        let spawned = self.world.try_spawn(&mut command);
+        let (mut child, process) = spawned.unwrap_or_else(|error| panic!("{error}\n{}", self.last_lines()));
         let serving = poll(LIMIT, || {
             if let Some(status) = child.try_wait().expect("wait for the daemon") {
                 panic!("pinnace serve: {status}\n{}", self.last_lines());

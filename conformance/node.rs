@@ -100,8 +100,7 @@ impl Node {
         format!(
             "[daemon]\nlog_level = \"debug\"\nlog_format = \"text\"\n\
              [image]\nregistry_config_dirs = [{certs:?}]\n\
-             [network]\npool_size = 2\n\
-             [container]\ncgroup_driver = \"cgroupfs\"\n",
+             [network]\npool_size = 2\n",
         )
     }
 

@@ -129,17 +129,22 @@ impl World {
         text
     }
 
-    /// Starts a program inside that goes on running. The process is the program itself, not what led to it.
+    /// Starts a program inside that goes on running; the process is the program itself, not what led to it.
     pub fn spawn(&self, command: &mut Command) -> (Child, Process) {
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        self.try_spawn(command).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same for a program that may end at once; the error says how.
+    pub fn try_spawn(&self, command: &mut Command) -> Result<(Child, Process), String> {
+        let mut child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
         // `enter` becomes nsenter, which forks: a PID namespace is joined by children only.
         let program = poll(LIMIT, || {
             if let Some(status) = child.try_wait().expect("wait for a child") {
-                panic!("{command:?} ended at once: {status}");
+                return Some(Err(format!("{command:?}: {status}")));
             }
-            children(child.id()).first().and_then(|&pid| Process::hold(pid).ok())
+            children(child.id()).first().and_then(|&pid| Process::hold(pid).ok()).map(Ok)
         });
-        (child, program.unwrap_or_else(|| panic!("{command:?} did not start")))
+        program.unwrap_or_else(|| Err(format!("{command:?} did not start"))).map(|process| (child, process))
     }
 
     /// Does something in the world's network namespace, on a thread that ends with it. Sockets that it returns

@@ -36,7 +36,7 @@ async fn status_reports_both_conditions_and_the_default_handler() {
 }
 
 #[tokio::test]
-async fn cgroup_driver_is_the_configured_one() {
+async fn cgroup_driver_is_cgroupfs_where_no_systemd_runs() {
     let Some(node) = Node::start() else { return };
     let config = node.cri.runtime().runtime_config(RuntimeConfigRequest {}).await.unwrap().into_inner();
     assert_eq!(config.linux.unwrap().cgroup_driver(), CgroupDriver::Cgroupfs);

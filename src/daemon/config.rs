@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use keys::{Container, Daemon, Image, Network, reference};
-pub use values::{CgroupDriver, LayerForm, LogFormat, PinnedImage, Rlimit, SeccompDefault, Subnet};
+pub use values::{LayerForm, LogFormat, PinnedImage, Rlimit, SeccompDefault, Subnet};
 
 use document::Document;
 

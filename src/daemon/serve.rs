@@ -23,6 +23,9 @@ use crate::{logging, recover, socket, state_lock};
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
 const MESSAGE_BYTES: usize = 16 << 20;
 
+/// How often layer mounts without users are let go of.
+const IDLE_LAYERS_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How long a stopped pod's device may take to go by itself before it is deleted.
 const NETWORK_LINGER: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(socket = %path.display(), "serving");
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell the service manager")?;
 
+    release_idle_layers(&node);
     wait_for_signal().await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("draining; containers run on");
@@ -172,6 +176,24 @@ fn pull_options(config: &Config) -> anyhow::Result<pinnace_pull::Options> {
         memory_bytes: usize::try_from(config.image.pull_memory)?,
         ..Default::default()
     })
+}
+
+/// Lets go of layer mounts that no container uses any more, now and then, until the node closes.
+fn release_idle_layers(node: &Arc<Node>) {
+    let node = Arc::downgrade(node);
+    tokio::spawn(async move {
+        let mut interval = tokio::time::interval(IDLE_LAYERS_INTERVAL);
+        loop {
+            interval.tick().await;
+            let Some(node) = node.upgrade() else { return };
+            if node.closing.is_cancelled() {
+                return;
+            }
+            if let Err(error) = node.blocking(|node| Ok(node.store.release_idle()?)).await {
+                tracing::warn!(error = error.chain(), "release idle layers");
+            }
+        }
+    });
 }
 
 async fn wait_for_signal() -> anyhow::Result<()> {

@@ -103,7 +103,7 @@ sections! {
         /// How many layers are fetched at the same time, over all pulls.
         max_parallel_downloads: u32 = "6", |v| integer(v, 1..=64);
         /// How much memory all pulls together may use for data between network and disk.
-        pull_memory: u64 = r#""64MiB""#, |v| bytes(v, 8 * MIB..=16 * GIB);
+        pull_memory: u64 = r#""32MiB""#, |v| bytes(v, 8 * MIB..=16 * GIB);
         /// A pull that receives no byte for this long is given up, and resumed or tried elsewhere.
         stall_timeout: Duration = r#""60s""#, |v| duration(v, SECOND..=HOUR);
         /// Where mirrors, certificates and CAs of registries are configured: HOST/hosts.toml, HOST/*.crt, HOST/*.cert,
@@ -140,10 +140,7 @@ sections! {
 
     /// Containers: what holds where neither the pod nor the image says otherwise.
     ["container"] Container {
-        /// Who makes cgroups: "cgroupfs", "systemd", or "auto", systemd where it runs this machine. The kubelet asks
-        /// for it and follows.
-        cgroup_driver: CgroupDriver = r#""auto""#, cgroup_driver;
-        /// Where pods go that name no parent: a path for cgroupfs, a slice (or a path, which becomes one) for systemd.
+        /// The cgroup below which pods go that name no parent.
         cgroup_parent: String = r#""/pinnace""#, cgroup_parent;
         /// Limits of processes: "nofile=1024:524288" (soft:hard), "core=0", "memlock=unlimited". What is not listed is
         /// what the daemon itself has.

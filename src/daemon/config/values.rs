@@ -35,17 +35,6 @@ pub enum LayerForm {
     Directory,
 }
 
-/// Who makes the cgroups of pods without a parent, and which syntax parents have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CgroupDriver {
-    /// systemd where it is the init of this machine, else cgroupfs.
-    Auto,
-    /// Directories in the cgroup file systems.
-    Cgroupfs,
-    /// Transient scopes and slices over D-Bus.
-    Systemd,
-}
-
 /// The profile behind RuntimeDefault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SeccompDefault {
@@ -218,18 +207,6 @@ pub(super) fn layer_form(value: &DeValue<'_>) -> Result<LayerForm, String> {
     choice(
         value,
         &[("auto", LayerForm::Auto), ("tar-erofs", LayerForm::TarErofs), ("directory", LayerForm::Directory)],
-    )
-}
-
-/// Who makes cgroups.
-pub(super) fn cgroup_driver(value: &DeValue<'_>) -> Result<CgroupDriver, String> {
-    choice(
-        value,
-        &[
-            ("auto", CgroupDriver::Auto),
-            ("cgroupfs", CgroupDriver::Cgroupfs),
-            ("systemd", CgroupDriver::Systemd),
-        ],
     )
 }
 

@@ -48,6 +48,8 @@ async fn start(
         return taken(&node, &sandbox, &request, &holder);
     }
     let own = id.clone();
+    let pod = Arc::clone(&sandbox);
+    let _stays = pod.operation.read().await;
     let built = node
         .blocking(move |node| {
             let directory = node.container_directory(&own);

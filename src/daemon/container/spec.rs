@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::{
     Capability, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxHugepageLimitBuilder, LinuxMemoryBuilder,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount, Spec,
+    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount,
+    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec,
 };
 use pinnace_spec::user::User;
 use pinnace_spec::{capabilities, defaults, devices, image, mounts};
 
 use super::record::Resources;
 use super::request::{Access, ContainerRequest, MountRequest, Profile, Propagation, Security};
+use crate::config::{self, SeccompDefault};
 use crate::error::{Error, Within as _};
 use crate::node::Node;
 use crate::sandbox::Sandbox;
@@ -89,6 +91,7 @@ pub fn build(
         process.set_terminal(Some(request.tty));
         process.set_no_new_privileges(Some(security.no_new_privileges));
         process.set_capabilities(Some(chosen));
+        process.set_rlimits(Some(rlimits(node)?));
         process.set_oom_score_adj(i32::try_from(request.resources.oom_score_adj).ok());
         process.set_apparmor_profile(apparmor(node, security)?);
         process.set_selinux_label(security.selinux_label.clone().filter(|_| facts.selinux));
@@ -226,19 +229,45 @@ fn seccomp(
     let capabilities = capabilities.unwrap_or(&none);
     match &security.seccomp {
         Profile::Unconfined => Ok(None),
-        Profile::RuntimeDefault => Ok(Some(pinnace_seccomp::default::profile(capabilities, node.kernel))),
+        Profile::RuntimeDefault => match &node.config.container.seccomp_default {
+            SeccompDefault::Builtin => Ok(Some(pinnace_seccomp::default::profile(capabilities, node.kernel))),
+            SeccompDefault::File(path) => read_profile(node, path, capabilities).map(Some),
+        },
         Profile::Localhost(reference) => {
             let path = Path::new(reference);
             if !path.is_absolute() {
                 let field = "config.linux.security_context.seccomp.localhost_ref";
                 return Err(Error::invalid(field, format!("{reference:?} is not absolute")));
             }
-            let bytes = std::fs::read(path).map_err(Error::io("read seccomp profile", path))?;
-            let profile = pinnace_seccomp::localhost::parse(&bytes, capabilities, node.kernel)
-                .within(|| format!("seccomp profile {reference}"))?;
-            Ok(Some(profile))
+            read_profile(node, path, capabilities).map(Some)
         }
     }
+}
+
+fn read_profile(node: &Node, path: &Path, capabilities: &HashSet<Capability>) -> Result<LinuxSeccomp, Error> {
+    let bytes = std::fs::read(path).map_err(Error::io("read seccomp profile", path))?;
+    pinnace_seccomp::localhost::parse(&bytes, capabilities, node.kernel)
+        .within(|| format!("seccomp profile {}", path.display()))
+}
+
+/// Limits of the configuration, as far as this process may grant them.
+fn rlimits(node: &Node) -> Result<Vec<PosixRlimit>, Error> {
+    let limit = |limit: &config::Rlimit| {
+        let wrong = |reason: String| Error::invalid(format!("container.rlimits {}", limit.name), reason);
+        let kind: PosixRlimitType =
+            serde_json::from_value(limit.name.clone().into()).map_err(|error| wrong(error.to_string()))?;
+        let most = match node.facts.open_files_hard {
+            Some(most) if kind == PosixRlimitType::RlimitNofile => most,
+            _ => u64::MAX,
+        };
+        PosixRlimitBuilder::default()
+            .typ(kind)
+            .soft(limit.soft.min(most))
+            .hard(limit.hard.min(most))
+            .build()
+            .map_err(|error| wrong(error.to_string()))
+    };
+    node.config.container.rlimits.iter().map(limit).collect()
 }
 
 /// Fails closed (rule R18): a profile that was asked for on a host without AppArmor is an error, the default is not.

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use oci_spec::runtime::Spec;
 use pinnace_cgroup::{Cgroup, CgroupPath, Limits};
@@ -67,6 +68,13 @@ fn begin(container: &Container) -> Result<(), Error> {
 }
 
 async fn launch(node: &Arc<Node>, container: &Arc<Container>) -> Result<Launched, Error> {
+    if container.sandbox.closing.load(Ordering::SeqCst) {
+        return Err(Error::State {
+            subject: format!("sandbox {}", container.sandbox.id),
+            state: "being stopped".to_owned(),
+            hint: "containers are started in ready sandboxes".to_owned(),
+        });
+    }
     let monitor =
         container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
     let planned = Arc::clone(container);

@@ -29,8 +29,11 @@ pub struct Sandbox {
     pub created_at_ns: i64,
     /// Its directory below the run directory.
     pub directory: PathBuf,
-    /// One start, stop or remove at a time.
-    pub operation: tokio::sync::Mutex<()>,
+    /// Stop and remove take it for writing, creation of a container for reading: none is made in a pod that goes.
+    pub operation: tokio::sync::RwLock<()>,
+    /// Set when a stop begins. A start sets its container to starting and then looks here, a stop sets this and then looks
+    /// at the containers: at least one of them sees the other.
+    pub closing: AtomicBool,
     /// Whether a caller has received the id; a retry may take over one that nobody received.
     pub delivered: AtomicBool,
     record: Mutex<SandboxRecord>,
@@ -45,7 +48,8 @@ impl Sandbox {
             config: record.config.clone(),
             created_at_ns: record.created_at_ns,
             directory,
-            operation: tokio::sync::Mutex::new(()),
+            operation: tokio::sync::RwLock::new(()),
+            closing: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
             record: Mutex::new(record),
             monitor: Mutex::new(monitor),
@@ -115,7 +119,7 @@ impl Sandbox {
 /// not ready any more, and the kubelet makes a new one.
 async fn lost(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
     tracing::error!(sandbox_id = %sandbox.id, "the monitor of this sandbox is gone");
-    let _turn = sandbox.operation.lock().await;
+    let _turn = sandbox.operation.write().await;
     if sandbox.phase() == Phase::Stopped {
         return;
     }

@@ -22,7 +22,7 @@ pub async fn remove(node: &Node, id: &str) -> Result<(), Error> {
         found => found?,
     };
     node.mutation(|node| async move {
-        let _turn = sandbox.operation.lock().await;
+        let _turn = sandbox.operation.write().await;
         remove_sandbox(&node, &sandbox).await.within(|| format!("remove sandbox {}", sandbox.id))
     })
     .await

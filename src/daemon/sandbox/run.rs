@@ -191,7 +191,10 @@ async fn attach(
     let Some(mut netns) = netns else { return Ok(None) };
     let sandbox = Arc::clone(sandbox);
     node.blocking(move |node| {
-        let ports = &sandbox.config.port_mappings;
+        let ports = match node.config.network.host_ports {
+            true => sandbox.config.port_mappings.as_slice(),
+            false => &[],
+        };
         Ok(Some(node.network.attach(sandbox.id.as_str(), &mut netns, ports)?))
     })
     .await

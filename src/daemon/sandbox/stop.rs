@@ -1,6 +1,7 @@
 //! StopPodSandbox: end every container, give the network back, end the monitor.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Sandbox;
 use super::record::{Phase, SandboxNetwork};
@@ -15,7 +16,7 @@ pub async fn stop(node: &Node, id: &str) -> Result<(), Error> {
         found => found?,
     };
     node.mutation(|node| async move {
-        let _turn = sandbox.operation.lock().await;
+        let _turn = sandbox.operation.write().await;
         stop_sandbox(&node, &sandbox).await
     })
     .await
@@ -26,6 +27,7 @@ pub(super) async fn stop_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Re
     if sandbox.phase() == Phase::Stopped {
         return Ok(());
     }
+    sandbox.closing.store(true, Ordering::SeqCst);
     let grace = node.config.container.pod_stop_grace;
     let stops = node.containers_of(&sandbox.id).into_iter().map(|container| {
         let node = Arc::clone(node);

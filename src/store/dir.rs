@@ -195,11 +195,22 @@ impl Dir {
     }
 }
 
-/// A name that no other caller in this process gets.
+/// A name that nobody else gets, not even a later process with the same id.
 pub(crate) fn unique() -> String {
+    use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
+    static PROCESS: OnceLock<String> = OnceLock::new();
     static NEXT: AtomicU64 = AtomicU64::new(0);
-    format!("{:x}-{:x}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+    let process = PROCESS.get_or_init(|| {
+        let mut random = [0; 8];
+        // Cannot fail for so few bytes once the system is up; before that, the time will do.
+        if rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).is_err() {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            random = now.map_or(0, |now| now.as_nanos()).to_le_bytes()[..8].try_into().unwrap_or_default();
+        }
+        hex::encode(random)
+    });
+    format!("{process}-{:x}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Opens `name` below `dir` without following any link or entering any mount.

@@ -72,10 +72,10 @@ impl Shared {
 }
 
 impl Background {
-    pub(crate) fn start() -> std::io::Result<Self> {
+    pub(crate) fn start(name: &str) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let own = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("store-flush".to_owned()).spawn(move || {
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let mut queue = own.lock();
             loop {
                 if let Some(job) = queue.jobs.pop_front() {
@@ -117,7 +117,7 @@ impl Drop for Background {
         let Some(thread) = self.thread.take() else { return };
         // The last reference to the store may end in a job, on that very thread.
         if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
-            tracing::error!("the flush thread panicked");
+            tracing::error!("a background thread of the store panicked");
         }
     }
 }

@@ -38,6 +38,7 @@ mod gc;
 mod image;
 mod layer;
 mod lease;
+mod load;
 mod mounts;
 mod overlay;
 mod probe;
@@ -54,9 +55,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
 pub use blob::MAX_BLOB_BYTES;
 pub use digest::{Algorithm, ChainId, DiffId, Digest, Hasher, ImageId};
@@ -75,8 +73,9 @@ use crate::dir::{Dir, Flush, unique};
 use crate::durable::Background;
 use crate::image::ImageIndex;
 use crate::layer::ingest::Work;
-use crate::layer::{Layer, TAR, file_name, parse_file_name};
+use crate::layer::{Layer, TAR, file_name};
 use crate::lease::Held;
+use crate::load::Loading;
 use crate::mounts::Mounts;
 use crate::snapshot::SnapshotRecord;
 
@@ -206,7 +205,7 @@ pub(crate) struct Inner {
     chains: Dir,
     empty: Dir,
     work: Dir,
-    trash: Dir,
+    trash: Arc<Dir>,
     run: Dir,
     run_layers: Arc<Dir>,
     run_volatile: Dir,
@@ -214,7 +213,8 @@ pub(crate) struct Inner {
     image_writer: Mutex<()>,
     fixups: Mutex<chain::Fixups>,
     mounts: Mutex<Option<Arc<Mounts>>>,
-    background: Background,
+    flusher: Background,
+    sweeper: Background,
     _lock: File,
 }
 
@@ -241,15 +241,12 @@ impl Store {
     pub fn open(options: Options) -> Result<Self> {
         let root = Dir::root(&options.root)?;
         let run = Dir::root(&options.run)?;
-        let lock = lock(&root)?;
-        let (work, trash) = (root.ensure("work")?, root.ensure("trash")?);
+        let lock = load::lock(&root)?;
+        let (work, trash) = (root.ensure("work")?, Arc::new(root.ensure("trash")?));
         for leftover in work.names()? {
-            work.remove_tree(&leftover)?;
+            work.rename(&leftover, &trash, &unique())?;
         }
-        for leftover in trash.names()? {
-            trash.remove_tree(&leftover)?;
-        }
-        let (form, form_reason) = choose_form(&work, options.form)?;
+        let (form, form_reason) = load::choose_form(&work, options.form)?;
         let layers = Arc::new(root.ensure("layers")?);
         let run_layers = Arc::new(run.ensure("layers")?);
         let snapshots = root.ensure("snapshots")?;
@@ -277,11 +274,11 @@ impl Store {
         loading.state.snapshots = snapshot::load(&snapshots, &trash)?.into_iter().collect();
         let Loading { state, recovered, .. } = loading;
         run.replace("verified", b"", Flush::No)?;
-        let background = Background::start().map_err(|source| Error::Io {
-            op: "start the flush thread of",
-            path: options.root.clone(),
-            source,
-        })?;
+        let start = |name| {
+            let path = options.root.clone();
+            Background::start(name).map_err(|source| Error::Io { op: "start a thread for", path, source })
+        };
+        let (flusher, sweeper) = (start("store-flush")?, start("store-sweep")?);
         let inner = Inner {
             blobs: root.open("blobs")?,
             images: root.open("images")?,
@@ -303,12 +300,13 @@ impl Store {
             image_writer: Mutex::new(()),
             fixups: Mutex::default(),
             mounts: Mutex::default(),
-            background,
+            flusher,
+            sweeper,
             _lock: lock,
         };
         let store = Self { inner: Arc::new(inner) };
         for leftover in store.inner.trash.names()? {
-            store.inner.trash.remove_tree(&leftover)?;
+            store.inner.sweep(leftover);
         }
         let pending: Vec<_> =
             store.inner.state().layers.values().filter(|layer| !layer.is_durable()).cloned().collect();
@@ -405,9 +403,10 @@ impl Store {
         self.inner.check_layer(layer)
     }
 
-    /// Waits until every layer is durable.
+    /// Waits until every layer is durable and everything removed has given its space back.
     pub fn flush(&self) {
-        self.inner.background.wait();
+        self.inner.flusher.wait();
+        self.inner.sweeper.wait();
     }
 
     /// Records an image and gives it its names, taking them from the images that have them. Its
@@ -498,7 +497,8 @@ impl Store {
         self.inner.state().snapshots.contains_key(key)
     }
 
-    /// Removes a snapshot; tells whether it was there. It must not be mounted any more.
+    /// Removes a snapshot; tells whether it was there. It must not be mounted any more. Its space
+    /// comes back in the background.
     pub fn remove(&self, key: &str) -> Result<bool> {
         self.inner.remove_snapshot(key)
     }
@@ -613,9 +613,19 @@ impl Inner {
         Ok(layer.info.clone())
     }
 
+    /// Removes an entry of the trash in the background.
+    fn sweep(&self, name: String) {
+        let trash = Arc::clone(&self.trash);
+        self.sweeper.run(move || {
+            if let Err(error) = trash.remove_tree(&name) {
+                tracing::error!(name, error = &error as &dyn std::error::Error, "emptying the trash");
+            }
+        });
+    }
+
     fn flush_later(&self, layer: Arc<Layer>) {
         let (layers, run_layers) = (Arc::clone(&self.layers), Arc::clone(&self.run_layers));
-        self.background.run(move || {
+        self.flusher.run(move || {
             let name = file_name(layer.info.diff_id.digest());
             let flushed = layers.open(&name).and_then(|dir| {
                 durable::make_durable(&dir, layer.info.form)?;
@@ -643,165 +653,6 @@ impl Inner {
             dir.replace(&layer::blob_marker(blob), b"", Flush::No)?;
         }
         self.state().layers_by_blob.insert(*blob, *diff_id);
-        Ok(())
-    }
-}
-
-fn lock(root: &Dir) -> Result<File> {
-    if !root.contains("lock")? {
-        match root.create_file("lock") {
-            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::AlreadyExists => {}
-            other => drop(other?),
-        }
-    }
-    let file = root.open_file("lock")?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(Errno::WOULDBLOCK) => Err(Error::Locked { root: root.path().to_owned() }),
-        Err(errno) => Err(Error::io("lock", root.entry("lock"))(errno)),
-    }
-}
-
-/// Runs the self-test and says which form new layers get, and why.
-fn choose_form(work: &Dir, wanted: Option<LayerForm>) -> Result<(LayerForm, String)> {
-    let name = unique();
-    let attempt = |test: fn(&Dir) -> Result<()>| {
-        let result = work.create(&name).and_then(|dir| test(&dir));
-        work.remove_tree(&name)?;
-        result
-    };
-    if wanted != Some(LayerForm::Directory) {
-        match attempt(probe::tar_erofs) {
-            Ok(()) => return Ok((LayerForm::TarErofs, "file-backed EROFS under overlay works".to_owned())),
-            Err(error) if wanted.is_some() => return Err(error),
-            Err(error) => {
-                let reason = format!("no file-backed EROFS: {}", chain_text(&error));
-                return match attempt(probe::directory) {
-                    Ok(()) => Ok((LayerForm::Directory, reason)),
-                    Err(error) => Err(Error::Unsupported {
-                        reason: format!("{reason}; no overlay: {}", chain_text(&error)),
-                    }),
-                };
-            }
-        }
-    }
-    attempt(probe::directory)
-        .map(|()| (LayerForm::Directory, "configured".to_owned()))
-        .map_err(|error| Error::Unsupported { reason: chain_text(&error) })
-}
-
-/// An error with its causes, in one line.
-fn chain_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
-/// Rebuilds the index from the file system.
-struct Loading<'a> {
-    blobs: &'a Dir,
-    layers: &'a Dir,
-    run_layers: &'a Dir,
-    images: &'a Dir,
-    trash: &'a Dir,
-    verify: bool,
-    state: State,
-    recovered: Recovered,
-}
-
-impl Loading<'_> {
-    fn layers(&mut self) -> Result<()> {
-        for name in self.layers.names()? {
-            let Some(diff_id) = parse_file_name(&name).map(DiffId::new) else {
-                self.layers.rename(&name, self.trash, &unique())?;
-                continue;
-            };
-            match self.layer(&name, diff_id) {
-                Ok(Some(layer)) => {
-                    for blob in layer.blobs.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                        self.state.layers_by_blob.insert(*blob, diff_id);
-                    }
-                    self.state.layers.insert(diff_id, Arc::new(layer));
-                }
-                Err(error @ Error::RecordVersion { .. }) => return Err(error),
-                unusable => {
-                    if let Err(error) = unusable {
-                        tracing::warn!(layer = %diff_id, error = &error as &dyn std::error::Error, "reading a layer");
-                    }
-                    tracing::warn!(layer = %diff_id, "removing a layer that is not durable");
-                    self.layers.rename(&name, self.trash, &unique())?;
-                    self.run_layers.remove_file(&name)?;
-                    self.recovered.removed_layers.push(diff_id);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn layer(&self, name: &str, diff_id: DiffId) -> Result<Option<Layer>> {
-        let dir = self.layers.open(name)?;
-        let Some(layer) = layer::load(&dir, diff_id)? else { return Ok(None) };
-        if !layer.is_durable() && !self.run_layers.contains(name)? {
-            return Ok(None);
-        }
-        if self.verify && layer.info.form == LayerForm::TarErofs {
-            let tar = dir.open_file(TAR)?;
-            let length =
-                tar.metadata().map_err(|source| Error::Io { op: "look at", path: dir.entry(TAR), source })?;
-            if length.len() != layer.info.tar_bytes {
-                return Ok(None);
-            }
-        }
-        Ok(Some(layer))
-    }
-
-    fn blobs(&mut self) -> Result<()> {
-        for name in self.blobs.names()? {
-            let Some(digest) = parse_file_name(&name) else {
-                // A temporary file of an interrupted write.
-                self.blobs.remove_tree(&name)?;
-                continue;
-            };
-            let size = if self.verify {
-                let bytes = self.blobs.read(&name, MAX_BLOB_BYTES as u64)?.unwrap_or_default();
-                (digest.same_algorithm_of(&bytes) == digest).then_some(bytes.len() as u64)
-            } else {
-                let stat = rustix::fs::statat(self.blobs, &name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
-                    .map_err(Error::io("look at", self.blobs.entry(&name)))?;
-                u64::try_from(stat.st_size).ok()
-            };
-            match size {
-                Some(size) => drop(self.state.blobs.insert(digest, size)),
-                None => {
-                    tracing::warn!(%digest, "removing a damaged blob");
-                    self.blobs.remove_tree(&name)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn images(&mut self) -> Result<()> {
-        let (index, changed) = Inner::load_images(self.images)?;
-        self.state.images = index;
-        for record in changed {
-            image::write(self.images, &record)?;
-        }
-        for record in self.state.images.list() {
-            let blobs = record.manifests.iter().map(|manifest| manifest.digest).chain([*record.id.digest()]);
-            let whole = record.layers.iter().all(|layer| self.state.layers.contains_key(layer))
-                && blobs.into_iter().all(|blob| self.state.blobs.contains_key(&blob));
-            if !whole {
-                tracing::warn!(image = %record.id, "removing an image that is not whole");
-                image::remove(self.images, &record.id)?;
-                self.state.images.drop_record(&record.id);
-                self.recovered.removed_images.push(record);
-            }
-        }
         Ok(())
     }
 }

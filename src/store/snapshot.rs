@@ -396,7 +396,8 @@ impl Inner {
             state.snapshots.remove(key);
         }
         self.run_volatile.remove_file(key)?;
-        self.trash.remove_tree(&doomed)?;
+        // The caller has a container to remove and need not wait for its files.
+        self.sweep(doomed);
         Ok(true)
     }
 }

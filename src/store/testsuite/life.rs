@@ -174,6 +174,7 @@ fn removal_is_synchronous_and_spares_what_is_used(form: LayerForm) {
     let collected = store.remove_image(&b.id).unwrap().unwrap();
     assert_eq!((collected.layers, collected.blobs), (1, 2));
     assert_eq!(store.images_usage(), crate::Usage::default());
+    store.flush();
     for place in ["layers", "blobs", "images", "trash", "work"] {
         assert_eq!(std::fs::read_dir(fixture.root().join(place)).unwrap().count(), 0, "{place}");
     }
@@ -235,6 +236,7 @@ fn a_crash_leaves_whole_layers_or_none(form: LayerForm) {
     std::fs::write(root.join("snapshots/half/snapshot.json"), "").unwrap();
     fixture.reopen();
     let store = &fixture.store;
+    store.flush();
     assert_eq!(store.recovered().removed_layers, [torn]);
     assert!(store.recovered().removed_images.is_empty());
     assert_eq!(store.layers().len(), 1);

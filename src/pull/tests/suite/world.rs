@@ -42,6 +42,13 @@ pub struct World {
     recorder: Arc<Recorder>,
 }
 
+/// The layers' mounts are pinned for the next daemon; here there is none, and the pin would outlive the directory.
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.store.release_pins();
+    }
+}
+
 impl World {
     pub async fn new(content: Content) -> Self {
         Self::with(content, Options { grace: Duration::ZERO, ..Options::default() }).await

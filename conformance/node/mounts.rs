@@ -114,33 +114,6 @@ async fn propagation_goes_the_ways_it_was_asked_to() {
 }
 
 #[tokio::test]
-async fn volume_of_the_image_is_filled_and_anonymous() {
-    let Some(node) = Node::start() else { return };
-    let image = node.image("configured").await;
-    let pod = node.run_pod("image-volume", |_| {}).await;
-    let run = async |name: &str, change: &dyn Fn(&mut ContainerConfig)| {
-        let script = "cat /volume/*; stat -c %a /volume; echo more >/volume/written && echo ok";
-        let config = node.container(&pod.config, name, &image, &["sh", "-uc", script]);
-        node.run_to_end(&pod, config, |config| {
-            config.security().run_as_user = Some(Int64Value { value: 0 });
-            change(config);
-        })
-        .await
-        .stdout
-    };
-    let fresh = "kept by the image\n755\nok\n";
-    assert_eq!(run("one", &|_| {}).await, fresh);
-    assert_eq!(run("two", &|_| {}).await, fresh, "a volume is shared between containers");
-    let read_only = run("read-only", &|config| config.security().readonly_rootfs = true).await;
-    assert_eq!(read_only, fresh, "a volume stays writable on a read-only root");
-    let empty = node.world.dir().join("empty");
-    fs::create_dir(&empty).unwrap();
-    let mounted = run("mounted", &|config| drop(config.mount(&empty, "/volume").host_path.clone())).await;
-    assert!(mounted.ends_with("ok\n") && !mounted.contains("kept"), "the pod's mount wins: {mounted}");
-    assert!(empty.join("written").exists());
-}
-
-#[tokio::test]
 async fn missing_source_is_an_error_and_is_not_made() {
     let Some(node) = Node::start() else { return };
     let before = node.baseline().await;

@@ -191,9 +191,7 @@ impl Store {
 }
 
 fn pinnace_config() -> String {
-    format!(
-        "[network]\nipv4_subnet = \"{SUBNET}\"\nipv6_subnet = \"\"\n\n[container]\ncgroup_driver = \"cgroupfs\"\n"
-    )
+    format!("[network]\nipv4_subnet = \"{SUBNET}\"\nipv6_subnet = \"\"\n")
 }
 
 /// Debian's packages, unpacked but not installed; the world has an empty /etc/containerd and /etc/cni.

@@ -23,6 +23,9 @@ use crate::{logging, recover, socket, state_lock};
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
 const MESSAGE_BYTES: usize = 16 << 20;
 
+/// How long clients may take to close their connections once every call was answered.
+const CONNECTION_GRACE: Duration = Duration::from_millis(100);
+
 /// How often layer mounts without users are let go of.
 const IDLE_LAYERS_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -82,7 +85,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("operations under way were cut short; the next start completes or undoes them");
     }
     node.closing.cancel();
-    let _ = tokio::time::timeout(Duration::from_secs(1), serving).await;
+    let _ = tokio::time::timeout(CONNECTION_GRACE, serving).await;
     if let Some(path) = bound
         && let Err(error) = std::fs::remove_file(&path)
     {

@@ -1,7 +1,7 @@
 //! What is done for a pod: attach, detach, and the same for all pods at once after a restart.
 
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::address::{IpFamily, MacAddr};
@@ -17,6 +17,9 @@ use crate::rules::Rules;
 use crate::teardown::Queue;
 use crate::{Attachment, InterfaceAddress, NetworkError, NotReady, Options, PortMapping, Warning};
 
+/// How much longer than the linger a device on its way out may take, as far as a pod waits for its address.
+const DEPARTURE_PATIENCE: Duration = Duration::from_secs(1);
+
 /// Everything that a network knows, shared with its background thread.
 #[derive(Debug)]
 pub struct Pods {
@@ -26,6 +29,8 @@ pub struct Pods {
     linger: Duration,
     ranges: Mutex<Ranges>,
     ipam: Mutex<Ipam>,
+    /// Told whenever addresses were released.
+    freed: Condvar,
     rules: Mutex<Rules>,
     not_ready: Mutex<Option<NotReady>>,
     bringing_up: Mutex<()>,
@@ -48,6 +53,7 @@ impl Pods {
             linger: options.linger,
             ranges: Mutex::new(ranges),
             ipam: Mutex::new(ipam),
+            freed: Condvar::new(),
             rules: Mutex::new(Rules::open(policy)),
             not_ready: Mutex::new(None),
             bringing_up: Mutex::new(()),
@@ -129,13 +135,7 @@ impl Pods {
         }
         let ranges = lock(&self.ranges).current().to_vec();
         netns.speak(self.ipv6())?;
-        let given = {
-            let mut ipam = lock(&self.ipam);
-            if ipam.of(sandbox).next().is_some() {
-                return Err(NetworkError::AlreadyAttached { sandbox: sandbox.to_owned() });
-            }
-            ipam.allocate(sandbox, SANDBOX_IFNAME, &ranges).map_err(|source| self.addresses_failed(source))?
-        };
+        let given = self.allocate(sandbox, &ranges)?;
         let addresses: Vec<InterfaceAddress> = given
             .iter()
             .zip(&ranges)
@@ -146,6 +146,27 @@ impl Pods {
             self.undo_attach(sandbox, error);
         }
         attached
+    }
+
+    /// Addresses for a sandbox. When all are taken but some are about to be free, it waits for those: a pod that was
+    /// stopped a moment ago must not keep the next one from running.
+    fn allocate(&self, sandbox: &str, ranges: &[Range]) -> Result<Vec<crate::Cidr>, NetworkError> {
+        let deadline = Instant::now() + self.linger + DEPARTURE_PATIENCE;
+        let mut ipam = lock(&self.ipam);
+        loop {
+            if ipam.of(sandbox).next().is_some() {
+                return Err(NetworkError::AlreadyAttached { sandbox: sandbox.to_owned() });
+            }
+            let full = match ipam.allocate(sandbox, SANDBOX_IFNAME, ranges) {
+                Err(full @ ipam::IpamError::Full { .. }) => full,
+                outcome => return outcome.map_err(|source| self.addresses_failed(source)),
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.pending() == 0 {
+                return Err(self.addresses_failed(full));
+            }
+            ipam = self.freed.wait_timeout(ipam, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     fn connect(
@@ -269,7 +290,9 @@ impl Pods {
 
     /// The device of a sandbox is gone: its addresses may be given again.
     pub(crate) fn departed(&self, sandbox: &str) -> Result<(), NetworkError> {
-        lock(&self.ipam).release(sandbox).map_err(|source| self.addresses_failed(source))
+        let released = lock(&self.ipam).release(sandbox).map_err(|source| self.addresses_failed(source));
+        self.freed.notify_all();
+        released
     }
 
     /// Forgets ranges whose last address was released.

@@ -2,14 +2,18 @@
 //!
 //! Every hold on new content is a [`Keep`]. Whoever makes the content part of something that lasts
 //! settles it. If that never happens, because a pull failed or was cancelled at any moment, the
-//! end of the hold starts the period of grace, and the store collects after it.
+//! end of the hold starts the period of grace, and the store collects after it. An image that is
+//! recorded with that content ends the period at once: from then on the image holds it, and removing
+//! the image gives the space back.
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pinnace_store::{Lease, Store};
+use pinnace_store::{Digest, Lease, Store};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 /// Ends holds that nobody settled.
 #[derive(Debug)]
@@ -17,24 +21,41 @@ pub(crate) struct Keeper {
     store: Store,
     grace: Duration,
     runtime: Handle,
+    graces: Mutex<Vec<(Vec<Digest>, CancellationToken)>>,
 }
 
 /// A hold on content of the store.
 #[derive(Debug)]
 pub(crate) struct Keep {
     lease: Lease,
+    content: Vec<Digest>,
     loose: AtomicBool,
     keeper: Arc<Keeper>,
 }
 
 impl Keeper {
     pub(crate) fn new(store: Store, grace: Duration, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { store, grace, runtime })
+        Arc::new(Self { store, grace, runtime, graces: Mutex::default() })
     }
 
-    /// A hold on nothing yet.
-    pub(crate) fn hold(self: &Arc<Self>) -> Keep {
-        Keep { lease: self.store.lease(), loose: AtomicBool::new(false), keeper: Arc::clone(self) }
+    /// A hold for the layers with these blobs.
+    pub(crate) fn hold(self: &Arc<Self>, content: Vec<Digest>) -> Keep {
+        Keep { lease: self.store.lease(), content, loose: AtomicBool::new(false), keeper: Arc::clone(self) }
+    }
+
+    /// An image with these blobs was recorded: whoever kept nothing else need not keep it.
+    pub(crate) fn recorded(&self, image: &HashSet<Digest>) {
+        self.graces().retain(|(content, end)| {
+            let stays = content.iter().any(|blob| !image.contains(blob));
+            if !stays {
+                end.cancel();
+            }
+            stays
+        });
+    }
+
+    fn graces(&self) -> MutexGuard<'_, Vec<(Vec<Digest>, CancellationToken)>> {
+        self.graces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -60,8 +81,13 @@ impl Drop for Keep {
             return;
         }
         let (lease, keeper) = (self.lease.clone(), Arc::clone(&self.keeper));
+        let end = CancellationToken::new();
+        keeper.graces().push((std::mem::take(&mut self.content), end.clone()));
         self.keeper.runtime.spawn(async move {
-            tokio::time::sleep(keeper.grace).await;
+            // Ended from outside or by time: either way nobody needs to hear of it any more.
+            let _ = tokio::time::timeout(keeper.grace, end.cancelled()).await;
+            end.cancel();
+            keeper.graces().retain(|(_, end)| !end.is_cancelled());
             drop(lease);
             let store = keeper.store.clone();
             if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.gc()).await {

@@ -6,6 +6,7 @@
 
 use std::io::{self, BufRead, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 
 use bytes::{Buf, Bytes};
@@ -90,7 +91,7 @@ impl Intake {
         diff_id: DiffId,
         progress: &watch::Sender<LayerProgress>,
     ) -> Result<Held, Error> {
-        let keep = Arc::new(self.keeper.hold());
+        let keep = Arc::new(self.keeper.hold(vec![layer.digest]));
         let (chunks_tx, chunks_rx) = mpsc::channel(CHUNKS);
         let unpack = Unpack {
             store: self.store.clone(),
@@ -154,6 +155,11 @@ fn refused(error: pinnace_store::Error) -> Stop {
     Stop::Problem(LayerProblem::Unpack(Box::new(error)))
 }
 
+/// Whether the content is to blame, not the disk.
+fn is_malformed(error: &pinnace_store::Error) -> bool {
+    matches!(error, pinnace_store::Error::Tar(_))
+}
+
 impl From<LayerProblem> for Stop {
     fn from(problem: LayerProblem) -> Self {
         match &problem {
@@ -191,8 +197,17 @@ impl Unpack {
         let mut inflate = Inflate::new(self, chunks)?;
         let mut piece = vec![0; PIECE_BYTES];
         loop {
-            let count = inflate.decoder.fill(&mut piece)?;
-            ingest.push(&piece[..count]).map_err(refused)?;
+            let count = match inflate.decoder.fill(&mut piece) {
+                Ok(count) => count,
+                Err(problem) => return Err(inflate.blame(problem.into())),
+            };
+            if let Err(error) = ingest.push(&piece[..count]) {
+                return Err(if is_malformed(&error) {
+                    inflate.blame(refused(error))
+                } else {
+                    refused(error)
+                });
+            }
             if count < piece.len() {
                 break;
             }
@@ -205,8 +220,14 @@ impl Unpack {
         let (full_tx, full_rx) = blocking::sync_channel::<(Vec<u8>, usize)>(PIECES);
         let (empty_tx, empty_rx) = blocking::channel::<Vec<u8>>();
         let (verified_tx, verified_rx) = blocking::sync_channel::<()>(1);
+        let malformed = AtomicBool::new(false);
+        let suspect = &malformed;
         std::thread::scope(|scope| {
             let inflating = move || -> Result<(), Stop> {
+                let stopped = |inflate: Inflate| match suspect.load(Ordering::Acquire) {
+                    true => inflate.blame(Stop::Elsewhere),
+                    false => Stop::Elsewhere,
+                };
                 let mut inflate = Inflate::new(self, chunks)?;
                 let mut made = 0;
                 loop {
@@ -215,10 +236,18 @@ impl Unpack {
                         made += 1;
                         vec![0; PIECE_BYTES]
                     } else {
-                        empty_rx.recv().map_err(|_| Stop::Elsewhere)?
+                        match empty_rx.recv() {
+                            Ok(piece) => piece,
+                            Err(_) => return Err(stopped(inflate)),
+                        }
                     };
-                    let count = inflate.decoder.fill(&mut piece)?;
-                    full_tx.send((piece, count)).map_err(|_| Stop::Elsewhere)?;
+                    let count = match inflate.decoder.fill(&mut piece) {
+                        Ok(count) => count,
+                        Err(problem) => return Err(inflate.blame(problem.into())),
+                    };
+                    if full_tx.send((piece, count)).is_err() {
+                        return Err(stopped(inflate));
+                    }
                     if count < PIECE_BYTES {
                         break;
                     }
@@ -230,7 +259,7 @@ impl Unpack {
                 .name("inflate".to_owned())
                 .spawn_scoped(scope, inflating)
                 .map_err(|source| Stop::Problem(LayerProblem::Compression { format: "thread", source }))?;
-            let stored = self.store_pieces(full_rx, empty_tx, verified_rx);
+            let stored = self.store_pieces(full_rx, empty_tx, verified_rx, suspect);
             match inflating.join() {
                 Ok(Err(stop @ Stop::Problem(_))) => Err(stop),
                 Ok(_) | Err(_) => stored,
@@ -243,11 +272,16 @@ impl Unpack {
         full: blocking::Receiver<(Vec<u8>, usize)>,
         empty: blocking::Sender<Vec<u8>>,
         verified: blocking::Receiver<()>,
+        malformed: &AtomicBool,
     ) -> Result<LayerInfo, Stop> {
         let mut ingest =
             self.store.ingest_layer(self.keep.lease(), self.diff_id.digest().algorithm()).map_err(refused)?;
         while let Ok((piece, count)) = full.recv() {
-            ingest.push(&piece[..count]).map_err(refused)?;
+            if let Err(error) = ingest.push(&piece[..count]) {
+                // Before the channel closes, so that the other thread sees it when it looks.
+                malformed.store(is_malformed(&error), Ordering::Release);
+                return Err(refused(error));
+            }
             // At the end nobody wants it back.
             let _: Result<(), _> = empty.send(piece);
         }
@@ -271,6 +305,15 @@ impl Inflate {
         let decoder =
             Decoder::new(ChunkReader { chunks, current: Bytes::new(), permit: None, hasher, ended: false })?;
         Ok(Self { decoder, blob: unpack.blob })
+    }
+
+    /// What was wrong with the content of a blob, unless the blob itself is not the one that was asked for: then that is
+    /// the cause, and another attempt may help.
+    fn blame(self, stop: Stop) -> Stop {
+        match self.finish() {
+            Err(problem @ LayerProblem::Blob { .. }) => Stop::Problem(problem),
+            Ok(()) | Err(_) => stop,
+        }
     }
 
     /// Reads whatever the decoder has left, and verifies the blob.

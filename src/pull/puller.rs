@@ -174,7 +174,8 @@ impl Shared {
         let resolved = repository.resolve().await.map_err(|error| Arc::new(Error::Registry(error)))?;
         let resolved = Arc::new(resolved);
         let _busy = Busy::begin(&self);
-        let keep = Arc::new(self.keeper.hold());
+        let layers = resolved.manifest.layers.iter().map(|layer| layer.digest);
+        let keep = Arc::new(self.keeper.hold(layers.clone().collect()));
         keep.loosen();
         let fetched_bytes = self.fetch_layers(&resolved, &repository, &keep, &progress).await?;
         let shared = Arc::clone(&self);
@@ -184,6 +185,7 @@ impl Shared {
         let record = blocking(move || shared.record(&recording, kept.lease(), pinned)).await?;
         // The image itself holds everything now.
         keep.settle();
+        self.keeper.recorded(&layers.collect());
         tracing::info!(
             image = %request.reference,
             image_id = %record.id,

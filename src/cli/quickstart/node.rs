@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where cgroup hierarchies are: the only one of v2, or one directory each of v1.
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// Forwarding of the machine's network namespace, ip-sysctl(7).
+const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// What was made for this run.
 #[derive(Debug)]
@@ -40,6 +42,8 @@ pub struct Node {
     bridge: String,
     network: Ipv4Addr,
     cgroup: String,
+    /// Whether this machine forwarded IPv4 packets before; the bridge switches that on.
+    forwarded: bool,
     daemon: Option<Daemon>,
 }
 
@@ -78,7 +82,8 @@ impl Node {
         };
         let bridge = format!("pnq{id}");
         let cgroup = format!("/pinnace-quickstart-{id}");
-        Ok(Node { dir, bridge, network, cgroup, daemon: None })
+        let forwarded = fs::read_to_string(IP_FORWARD).is_ok_and(|text| text.trim() == "1");
+        Ok(Node { dir, bridge, network, cgroup, forwarded, daemon: None })
     }
 
     /// Finds what an earlier run with `--keep` left.
@@ -104,7 +109,8 @@ impl Node {
             bail!("{} names what no quickstart makes", file.display());
         }
         let network = field("network")?.parse().with_context(|| file.display().to_string())?;
-        Ok(Node { dir, bridge, network, cgroup, daemon })
+        let forwarded = record.get("forwarded").and_then(Value::as_bool).unwrap_or(true);
+        Ok(Node { dir, bridge, network, cgroup, forwarded, daemon })
     }
 
     /// Where the daemon listens.
@@ -158,7 +164,7 @@ impl Node {
         format!(
             "[daemon]\nroot = {}\nrun = {}\n\n[network]\nbridge = {}\nipv4_subnet = \"{}/24\"\nipv6_subnet = \"\"\n\
              ip_masq = false\nhost_ports = false\npool_size = 1\n\n\
-             [container]\ncgroup_driver = \"cgroupfs\"\ncgroup_parent = {}\n",
+             [container]\ncgroup_parent = {}\n",
             path(self.dir.join("root")),
             path(self.dir.join("run")),
             quoted(&self.bridge),
@@ -173,6 +179,7 @@ impl Node {
             "bridge": self.bridge,
             "network": self.network.to_string(),
             "cgroup": self.cgroup,
+            "forwarded": self.forwarded,
             "pid": daemon.map(|daemon| daemon.pid.as_raw_nonzero().get()),
             "started": daemon.map(|daemon| daemon.started),
         });
@@ -221,6 +228,7 @@ impl Node {
         }
         note("end what is left running", self.end_processes());
         note("remove the bridge", link::delete(&self.bridge));
+        note("restore IPv4 forwarding", self.restore_forwarding());
         note("unmount", self.unmount());
         note("remove the cgroups", self.remove_cgroups());
         // Never through a mount: what is mounted there may not be ours to delete.
@@ -228,6 +236,10 @@ impl Node {
             note("remove the directory", fs::remove_dir_all(&self.dir).map_err(Into::into));
         }
         if problems.is_empty() { Ok(()) } else { bail!("{}", problems.join("; ")) }
+    }
+
+    fn restore_forwarding(&self) -> anyhow::Result<()> {
+        if self.forwarded { Ok(()) } else { Ok(fs::write(IP_FORWARD, "0")?) }
     }
 
     /// Kills what uses our directory or is in our cgroups: after an orderly end nothing is.

@@ -154,12 +154,10 @@ fn all_mounts(
 ) -> Result<Vec<Mount>, Error> {
     let mut defaults = spec.mounts().clone().unwrap_or_default();
     if sandbox.config.namespaces.ipc == NamespaceMode::Node {
-        // The host's queue and shared memory go with the host's IPC namespace.
-        defaults.retain(|mount| {
-            !["/dev/shm", "/dev/mqueue"].map(Path::new).contains(&mount.destination().as_path())
-        });
+        // The host's shared memory goes with the host's IPC namespace. A new mqueue mount shows the queues of the
+        // namespace that it is made in, which is the host's then (mq_overview(7)).
+        defaults.retain(|mount| mount.destination() != Path::new("/dev/shm"));
         defaults.push(mounts::bind("/dev/shm", "/dev/shm", &["rbind", "nosuid", "nodev", "noexec"]));
-        defaults.push(mounts::bind("/dev/mqueue", "/dev/mqueue", &["rbind", "nosuid", "nodev", "noexec"]));
     } else {
         defaults.retain(|mount| mount.destination() != Path::new("/dev/shm"));
         defaults.push(mounts::bind(

@@ -8,7 +8,7 @@
 //!   images/sha256-<hex>.json         one image with its names                [`image`]
 //!   snapshots/<key>/                 the file system of one container        [`snapshot`]
 //!   chains/<hex>/                    what a chain needs beyond its layers    [`chain`]
-//!   empty/                           a lower layer with nothing in it
+//!   empty/ empty-too/                lower layers with nothing in them
 //!   work/                            unfinished; emptied at start
 //!   trash/                           being removed; emptied at start
 //! <run>, 0700, gone after a boot     e.g. /run/pinnace/store
@@ -28,6 +28,7 @@
 //! All calls block and may be made from any thread. Lock order: image writer, index, layer root or
 //! fixups; the index is held for lookups, renames and requests to the mount thread only.
 
+mod assembly;
 mod blob;
 mod chain;
 pub mod digest;
@@ -75,9 +76,15 @@ use crate::image::ImageIndex;
 use crate::layer::ingest::Work;
 use crate::layer::{Layer, TAR, file_name};
 use crate::lease::Held;
-use crate::load::Loading;
+use crate::load::{Choice, Loading};
 use crate::mounts::Mounts;
+use crate::overlay::Method;
 use crate::snapshot::SnapshotRecord;
+
+const LAYERS: &str = "layers";
+const SNAPSHOTS: &str = "snapshots";
+const CHAINS: &str = "chains";
+const EMPTY: [&str; 2] = ["empty", "empty-too"];
 
 /// How much one layer may ask for.
 #[derive(Clone, Copy, Debug)]
@@ -154,6 +161,9 @@ pub struct Options {
     pub limits: Limits,
     /// When a new layer has to survive a power cut.
     pub durability: Durability,
+    /// Tests make overlays in the way that older kernels want.
+    #[cfg(test)]
+    method: Option<overlay::Method>,
 }
 
 impl Options {
@@ -165,7 +175,18 @@ impl Options {
             form: None,
             limits: Limits::default(),
             durability: Durability::default(),
+            #[cfg(test)]
+            method: None,
         }
+    }
+
+    /// The methods that the self-test tries, in this order.
+    fn methods(&self) -> Vec<Method> {
+        #[cfg(test)]
+        if let Some(method) = self.method {
+            return vec![method];
+        }
+        vec![Method::Descriptors, Method::Paths]
     }
 
     fn flush(&self) -> Flush {
@@ -196,6 +217,7 @@ pub(crate) struct Inner {
     options: Options,
     form: LayerForm,
     form_reason: String,
+    method: Method,
     recovered: Recovered,
     root: Dir,
     blobs: Dir,
@@ -203,7 +225,7 @@ pub(crate) struct Inner {
     images: Dir,
     snapshots: Dir,
     chains: Dir,
-    empty: Dir,
+    empty: [Dir; 2],
     work: Dir,
     trash: Arc<Dir>,
     run: Dir,
@@ -246,10 +268,10 @@ impl Store {
         for leftover in work.names()? {
             work.rename(&leftover, &trash, &unique())?;
         }
-        let (form, form_reason) = load::choose_form(&work, options.form)?;
-        let layers = Arc::new(root.ensure("layers")?);
+        let Choice { form, method, reason: form_reason } = load::choose(&work, &options)?;
+        let layers = Arc::new(root.ensure(LAYERS)?);
         let run_layers = Arc::new(run.ensure("layers")?);
-        let snapshots = root.ensure("snapshots")?;
+        let snapshots = root.ensure(SNAPSHOTS)?;
         let mut loading = Loading {
             blobs: &root.ensure("blobs")?,
             layers: &layers,
@@ -264,7 +286,7 @@ impl Store {
         loading.layers()?;
         loading.blobs()?;
         loading.images()?;
-        let chains = root.ensure("chains")?;
+        let chains = root.ensure(CHAINS)?;
         if loading.verify {
             // They are not flushed, and made again when they are needed.
             for fixup in chains.names()? {
@@ -283,11 +305,12 @@ impl Store {
             blobs: root.open("blobs")?,
             images: root.open("images")?,
             chains,
-            empty: root.ensure("empty")?,
+            empty: [root.ensure(EMPTY[0])?, root.ensure(EMPTY[1])?],
             run_volatile: run.ensure("volatile")?,
             options,
             form,
             form_reason,
+            method,
             recovered,
             layers,
             snapshots,
@@ -321,7 +344,7 @@ impl Store {
         self.inner.form
     }
 
-    /// Why new layers have that form.
+    /// Why new layers have that form, and how overlays are made of them.
     pub fn form_reason(&self) -> &str {
         &self.inner.form_reason
     }

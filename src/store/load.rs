@@ -10,7 +10,8 @@ use crate::digest::DiffId;
 use crate::dir::{Dir, unique};
 use crate::error::{Error, Result};
 use crate::layer::{self, Layer, LayerForm, TAR, parse_file_name};
-use crate::{Inner, MAX_BLOB_BYTES, Recovered, State, image, probe};
+use crate::overlay::Method;
+use crate::{Inner, MAX_BLOB_BYTES, Options, Recovered, State, image, probe};
 
 /// Takes the lock of a store, which ends with the file.
 pub(crate) fn lock(root: &Dir) -> Result<File> {
@@ -28,32 +29,45 @@ pub(crate) fn lock(root: &Dir) -> Result<File> {
     }
 }
 
-/// Runs the self-test and says which form new layers get, and why.
-pub(crate) fn choose_form(work: &Dir, wanted: Option<LayerForm>) -> Result<(LayerForm, String)> {
+/// What the self-test has found.
+#[derive(Debug)]
+pub(crate) struct Choice {
+    /// The form of new layers.
+    pub(crate) form: LayerForm,
+    /// How overlays are made, whatever the form.
+    pub(crate) method: Method,
+    /// Why.
+    pub(crate) reason: String,
+}
+
+/// Runs the self-test.
+pub(crate) fn choose(work: &Dir, options: &Options) -> Result<Choice> {
     let name = unique();
-    let attempt = |test: fn(&Dir) -> Result<()>| {
-        let result = work.create(&name).and_then(|dir| test(&dir));
+    let attempt = |test: fn(&Dir, Method) -> Result<()>, method| {
+        let result = work.create(&name).and_then(|dir| test(&dir, method));
         work.remove_tree(&name)?;
         result
     };
-    if wanted != Some(LayerForm::Directory) {
-        match attempt(probe::tar_erofs) {
-            Ok(()) => return Ok((LayerForm::TarErofs, "file-backed EROFS under overlay works".to_owned())),
-            Err(error) if wanted.is_some() => return Err(error),
-            Err(error) => {
-                let reason = format!("no file-backed EROFS: {}", chain_text(&error));
-                return match attempt(probe::directory) {
-                    Ok(()) => Ok((LayerForm::Directory, reason)),
-                    Err(error) => Err(Error::Unsupported {
-                        reason: format!("{reason}; no overlay: {}", chain_text(&error)),
-                    }),
-                };
-            }
+    let mut refused = Vec::new();
+    let works = options.methods().into_iter().find(|method| match attempt(probe::directory, *method) {
+        Ok(()) => true,
+        Err(error) => {
+            refused.push(format!("no overlay from {method}: {}", chain_text(&error)));
+            false
         }
-    }
-    attempt(probe::directory)
-        .map(|()| (LayerForm::Directory, "configured".to_owned()))
-        .map_err(|error| Error::Unsupported { reason: chain_text(&error) })
+    });
+    let Some(method) = works else { return Err(Error::Unsupported { reason: refused.join("; ") }) };
+    let (form, reason) = match options.form {
+        Some(LayerForm::Directory) => (LayerForm::Directory, "configured".to_owned()),
+        wanted => match attempt(probe::tar_erofs, method) {
+            Ok(()) => (LayerForm::TarErofs, "file-backed EROFS under overlay works".to_owned()),
+            Err(error) if wanted.is_some() => return Err(error),
+            Err(error) => (LayerForm::Directory, format!("no file-backed EROFS: {}", chain_text(&error))),
+        },
+    };
+    let reasons: Vec<String> =
+        [reason, format!("overlays from {method}")].into_iter().chain(refused).collect();
+    Ok(Choice { form, method, reason: reasons.join("; ") })
 }
 
 /// An error with its causes, in one line.

@@ -14,7 +14,8 @@
 //!
 //! Only a thread of its own ever is in that namespace. It hands out clones that are attached
 //! nowhere (open_tree(2) with OPEN_TREE_CLONE); those can be lower layers of overlayfs or be
-//! attached elsewhere.
+//! attached elsewhere. Where the kernel's overlayfs wants paths, the thread puts overlays together
+//! too ([`assembly`](crate::assembly)).
 
 use std::fs::File;
 use std::io;
@@ -31,13 +32,16 @@ use rustix::mount::{
 };
 use rustix::thread::CpuSet;
 
+use crate::assembly::{self, Plan};
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 
 const PIN: &str = "mounts";
+/// For error texts.
+const NAMESPACE: &str = "the layer mount namespace";
 /// NSFS_MAGIC of include/uapi/linux/magic.h.
 const NSFS: u64 = 0x6e73_6673;
-const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE
+pub(crate) const CLONE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE
     .union(OpenTreeFlags::OPEN_TREE_CLOEXEC)
     .union(OpenTreeFlags::AT_EMPTY_PATH);
 
@@ -52,8 +56,10 @@ pub(crate) struct Mounts {
 enum Entry {
     /// The one that an earlier process has pinned.
     Pinned(OwnedFd),
+    /// A new one.
+    New,
     /// A new one, made on that CPU; afterwards the thread may run where it was allowed to.
-    New { cpu: usize, allowed: CpuSet },
+    NewOn { cpu: usize, allowed: CpuSet },
 }
 
 type Answer<T> = SyncSender<Result<T>>;
@@ -78,13 +84,18 @@ enum Request {
     List {
         answer: Answer<Vec<String>>,
     },
+    /// Makes an overlay.
+    Assemble {
+        plan: Plan,
+        answer: Answer<OwnedFd>,
+    },
 }
 
 impl Mounts {
     /// Enters the namespace pinned under `run`, or makes and pins one.
     pub(crate) fn open(run: &Dir) -> Result<Self> {
         if let Some(namespace) = pinned(run)? {
-            return Self::enter(run, Entry::Pinned(namespace)).map(|(mounts, _)| mounts);
+            return Self::enter(Entry::Pinned(namespace)).map(|(mounts, _)| mounts);
         }
         // The kernel lets a namespace be pinned only in an older one, and since 6.18 it takes the numbers that it
         // compares from batches, one batch a CPU: a newer namespace made on another CPU can have a lower number than
@@ -93,7 +104,7 @@ impl Mounts {
             .map_err(Error::io("read the CPU affinity for", run.entry(PIN)))?;
         let mut outcome = Err(Error::MountThread);
         for cpu in (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu)) {
-            let (mounts, namespace) = Self::enter(run, Entry::New { cpu, allowed })?;
+            let (mounts, namespace) = Self::enter(Entry::NewOn { cpu, allowed })?;
             outcome = pin(run, namespace.as_fd()).map(|()| mounts);
             if !matches!(&outcome, Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidInput)
             {
@@ -103,7 +114,12 @@ impl Mounts {
         outcome
     }
 
-    fn enter(run: &Dir, entry: Entry) -> Result<(Self, OwnedFd)> {
+    /// Makes a namespace that ends with this.
+    pub(crate) fn unpinned() -> Result<Self> {
+        Self::enter(Entry::New).map(|(mounts, _)| mounts)
+    }
+
+    fn enter(entry: Entry) -> Result<(Self, OwnedFd)> {
         let (requests, inbox) = sync_channel(16);
         let (ready, entered) = sync_channel(1);
         let thread = std::thread::Builder::new()
@@ -117,7 +133,7 @@ impl Mounts {
                 }
                 Err(error) => drop(ready.send(Err(error))),
             })
-            .map_err(|source| Error::Io { op: "start a thread for", path: run.entry(PIN), source })?;
+            .map_err(|source| Error::Io { op: "start a thread for", path: PIN.into(), source })?;
         let mounts = Self { requests: Some(requests), thread: Some(thread) };
         let namespace = entered.recv().map_err(|_| Error::MountThread)??;
         Ok((mounts, namespace))
@@ -137,6 +153,11 @@ impl Mounts {
 
     pub(crate) fn names(&self) -> Result<Vec<String>> {
         self.ask(|answer| Request::List { answer })
+    }
+
+    /// Makes an overlay that is attached nowhere.
+    pub(crate) fn assemble(&self, plan: Plan) -> Result<OwnedFd> {
+        self.ask(|answer| Request::Assemble { plan, answer })
     }
 
     fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Result<T> {
@@ -208,15 +229,17 @@ fn enter(entry: Entry) -> Result<(OwnedFd, OwnedFd)> {
             setns(&namespace, CloneFlags::CLONE_NEWNS).map_err(fault("setns"))?;
             namespace
         }
-        Entry::New { cpu, allowed } => {
+        Entry::New => {
+            unshare(CloneFlags::CLONE_NEWNS).map_err(fault("unshare(CLONE_NEWNS)"))?;
+            emptied_namespace()?
+        }
+        Entry::NewOn { cpu, allowed } => {
             let mut only = CpuSet::new();
             only.set(cpu);
             rustix::thread::sched_setaffinity(None, &only).map_err(namespace_fault("move to a CPU"))?;
             unshare(CloneFlags::CLONE_NEWNS).map_err(fault("unshare(CLONE_NEWNS)"))?;
             rustix::thread::sched_setaffinity(None, &allowed).map_err(namespace_fault("leave a CPU"))?;
-            let namespace = open_own_namespace().map_err(namespace_fault("open the new namespace"))?;
-            empty_the_namespace()?;
-            namespace
+            emptied_namespace()?
         }
     };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -224,23 +247,20 @@ fn enter(entry: Entry) -> Result<(OwnedFd, OwnedFd)> {
     Ok((root, namespace))
 }
 
-fn open_own_namespace() -> Result<OwnedFd, Errno> {
-    fs::open("/proc/thread-self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+/// Empties the new namespace that this thread is in.
+fn emptied_namespace() -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let namespace = fs::open("/proc/thread-self/ns/mnt", flags, Mode::empty())
+        .map_err(namespace_fault("open the new namespace"))?;
+    empty_the_namespace()?;
+    Ok(namespace)
 }
 
 /// Replaces the copy of the host's mounts, which would keep them all alive, by an empty tmpfs.
 fn empty_the_namespace() -> Result<()> {
     let recursive = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount::mount_change("/", recursive).map_err(namespace_fault("make the namespace private"))?;
-    let context =
-        mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(namespace_fault("fsopen tmpfs"))?;
-    mount::fsconfig_set_string(&context, "mode", "0700").map_err(namespace_fault("set up tmpfs"))?;
-    mount::fsconfig_create(&context).map_err(namespace_fault("create tmpfs"))?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let tmpfs = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(namespace_fault("mount tmpfs"))?;
+    let tmpfs = tmpfs(NAMESPACE)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     mount::move_mount(&tmpfs, "", fs::CWD, "/", flags).map_err(namespace_fault("attach tmpfs"))?;
     // pivot_root(2), "pivot_root(".", ".")": the old root ends up above the new one.
@@ -257,8 +277,21 @@ fn empty_the_namespace() -> Result<()> {
     rustix::process::chdir("/").map_err(namespace_fault("change to the root"))
 }
 
+/// An empty tmpfs that is attached nowhere.
+pub(crate) fn tmpfs(subject: &str) -> Result<OwnedFd> {
+    let context =
+        mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(mount_fault("fsopen tmpfs", subject))?;
+    mount::fsconfig_set_string(&context, "mode", "0700").map_err(mount_fault("set up tmpfs", subject))?;
+    mount::fsconfig_create(&context).map_err(mount_fault("create tmpfs", subject))?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(mount_fault("mount tmpfs", subject))
+}
+
 fn namespace_fault(step: &'static str) -> impl FnOnce(Errno) -> Error {
-    mount_fault(step, "the layer mount namespace")
+    mount_fault(step, NAMESPACE)
 }
 
 pub(crate) fn mount_fault(step: &'static str, subject: &str) -> impl FnOnce(Errno) -> Error {
@@ -274,6 +307,7 @@ fn serve(root: &OwnedFd, inbox: &Receiver<Request>) {
             Request::Attach { name, mount, answer } => drop(answer.send(attach(root, &name, &mount))),
             Request::Detach { name, answer } => drop(answer.send(detach(root, &name))),
             Request::List { answer } => drop(answer.send(names(root))),
+            Request::Assemble { plan, answer } => drop(answer.send(assembly::assemble(root, &plan))),
         }
     }
 }
@@ -308,7 +342,8 @@ fn attach(root: &OwnedFd, name: &str, mount: &OwnedFd) -> Result<OwnedFd> {
     clone(root, name)?.ok_or(Error::MountThread)
 }
 
-fn detach(root: &OwnedFd, name: &str) -> Result<()> {
+/// Lets go of the mount of that name and everything below it. Runs on the mount thread.
+pub(crate) fn detach(root: &OwnedFd, name: &str) -> Result<()> {
     // The thread's root is this namespace's, and the name has no slash.
     let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     match mount::unmount(format!("/{name}"), flags) {

@@ -1,11 +1,12 @@
-//! The start-up self-test: which layer form works on this kernel.
+//! The start-up self-test: which layer form works on this kernel, and how overlays are made.
 //!
 //! Documentation and version numbers say little about a distribution's kernel, so the store does
 //! once, small, what it will do for every container: a two-device EROFS with 512-byte blocks whose
-//! data stay in a tar, as lower layer of an overlay that is put together from descriptors.
+//! data stay in a tar, as lower layer of an overlay.
 
 use std::io::Write;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use rustix::fs::{self, Mode, OFlags};
 
@@ -14,14 +15,15 @@ use crate::error::{Error, Result};
 use crate::layer::erofs::{self, Identity};
 use crate::layer::tree::{Content, TreeBuilder};
 use crate::layer::{META, TAR};
-use crate::overlay::{Overlay, Upper};
+use crate::mounts::Mounts;
+use crate::overlay::{self, Lower, Method, Overlay, Place, Upper};
 use crate::tar::{Entry, Kind, Mtime};
 use crate::{Limits, mounts};
 
 const TEXT: &[u8] = b"pinnace self-test\n";
 
 /// Whether EROFS layers work here; an error says why not.
-pub(crate) fn tar_erofs(work: &Dir) -> Result<()> {
+pub(crate) fn tar_erofs(work: &Dir, method: Method) -> Result<()> {
     let block = |text: &[u8]| {
         let mut block = text.to_vec();
         block.resize(512, 0);
@@ -52,27 +54,52 @@ pub(crate) fn tar_erofs(work: &Dir) -> Result<()> {
     let identity = Identity { uuid: [0; 16], tag: "self-test".to_owned(), tar_bytes: 1024 };
     erofs::write(&tree, &identity, &tar, &meta).map_err(|error| error.at(work.entry(META)))?;
     let layer = mounts::mount_erofs("self-test", &meta, &tar)?;
-    overlay_over(work, layer.as_fd())
+    match method {
+        Method::Descriptors => {
+            overlay_over(work, Lower { root: Arc::new(layer), place: Place::Nowhere }, None)
+        }
+        Method::Paths => {
+            let mounts = Mounts::unpinned()?;
+            let root = Arc::new(mounts.attach("self-test", layer)?);
+            overlay_over(work, Lower { root, place: Place::Mounts("self-test".to_owned()) }, Some(&mounts))
+        }
+    }
 }
 
-/// Whether directories can be stacked by descriptor here; an error says why not.
-pub(crate) fn directory(work: &Dir) -> Result<()> {
+/// Whether directories can be stacked that way here; an error says why not.
+pub(crate) fn directory(work: &Dir, method: Method) -> Result<()> {
     let layer = work.create("layer")?;
     layer.replace("self-test", TEXT, crate::dir::Flush::No)?;
-    overlay_over(work, layer.as_fd())
+    // A mount that is attached nowhere, as for a container with a user namespace.
+    let root = Arc::new(overlay::detached_clone("self-test", layer.as_fd())?);
+    let mounts = match method {
+        Method::Descriptors => None,
+        Method::Paths => Some(Mounts::unpinned()?),
+    };
+    overlay_over(work, Lower { root, place: Place::Nowhere }, mounts.as_ref())
 }
 
-fn overlay_over(work: &Dir, lower: BorrowedFd<'_>) -> Result<()> {
+/// With mounts by path, else by descriptor.
+fn overlay_over(work: &Dir, lower: Lower, mounts: Option<&Mounts>) -> Result<()> {
     let snapshot = work.ensure("snapshot")?;
     let (upper, scratch) = (snapshot.ensure("upper")?, snapshot.ensure("work")?);
     let overlay = Overlay {
         subject: "self-test",
         lowers: &[lower],
-        upper: Some(Upper { upper: upper.as_fd(), work: scratch.as_fd(), volatile: true }),
+        upper: Some(Upper {
+            upper: upper.as_fd(),
+            work: scratch.as_fd(),
+            upper_path: "snapshot/upper".to_owned(),
+            work_path: "snapshot/work".to_owned(),
+            volatile: true,
+        }),
         read_only: false,
         selinux_context: None,
     };
-    let root = overlay.mount()?;
+    let root = match mounts {
+        Some(mounts) => overlay.mount_paths(mounts, work)?,
+        None => overlay.mount_descriptors()?,
+    };
     let fault = |op| Error::io(op, "self-test");
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = fs::openat(&root, "self-test", flags, Mode::empty()).map_err(fault("open"))?;

@@ -25,9 +25,9 @@ use crate::dir::{Dir, Flush, unique};
 use crate::error::{Error, Result};
 use crate::layer::ingest::Work;
 use crate::layer::{Layer, LayerForm, META, TAR, TREE, file_name};
-use crate::overlay::{self, MAX_LOWERS, Overlay, Upper};
+use crate::overlay::{self, Lower, MAX_LOWERS, Method, Overlay, Place, Upper};
 use crate::usage::{self, Usage};
-use crate::{Inner, mounts};
+use crate::{CHAINS, EMPTY, Inner, LAYERS, SNAPSHOTS, mounts};
 
 const RECORD: &str = "snapshot.json";
 const RECORD_BYTES: u64 = 1 << 20;
@@ -267,11 +267,11 @@ impl Inner {
         let mut lowers = Vec::with_capacity(stack.layers.len() + 1);
         for layer in &stack.layers {
             lowers.push(match options.user_namespace {
-                None => self.layer_root(layer)?,
+                None => Lower { root: self.layer_root(layer)?, place: place_of(layer) },
                 Some(user_namespace) => {
                     let clone = self.layer_clone(layer)?;
                     overlay::map_owners(key, clone.as_fd(), user_namespace)?;
-                    Arc::new(clone)
+                    Lower { root: Arc::new(clone), place: Place::Nowhere }
                 }
             });
         }
@@ -279,25 +279,20 @@ impl Inner {
         let root_layer = stack.root().0.unwrap_or(0);
         let mut mapped_root = options.user_namespace.and_then(|_| lowers.get(root_layer).cloned());
         if record.fixup.is_some()
-            && let Some((_, fixup)) = self.fixup(&stack, &self.roots(&stack)?)?
+            && let Some((name, fixup)) = self.fixup(&stack, &self.roots(&stack)?)?
         {
-            let fixup = match options.user_namespace {
-                Some(user_namespace) => {
-                    Arc::new(overlay::idmapped_clone(key, fixup.as_fd(), user_namespace)?)
-                }
-                None => fixup,
-            };
-            lowers.insert(0, fixup);
+            let place = Place::Store(format!("{CHAINS}/{name}"));
+            lowers.insert(0, mapped(key, Lower { root: fixup, place }, options.user_namespace)?);
         }
-        // overlayfs wants a lower layer in any case, and two where there is no upper one.
-        let wanted = if record.kind == SnapshotKind::Active { 1 } else { 2 };
-        while lowers.len() < wanted {
-            lowers.push(Arc::new(self.empty_lower(options.user_namespace)?));
+        // overlayfs wants a lower layer in any case, two where there is no upper one, and none twice.
+        let wanted: usize = if record.kind == SnapshotKind::Active { 1 } else { 2 };
+        let missing = EMPTY.iter().zip(&self.empty).take(wanted.saturating_sub(lowers.len()));
+        for (name, empty) in missing {
+            lowers.push(empty_lower(key, name, empty, options.user_namespace)?);
         }
         if options.user_namespace.is_some() && mapped_root.is_none() {
             mapped_root = lowers.first().cloned();
         }
-        let lowers: Vec<BorrowedFd<'_>> = lowers.iter().map(AsFd::as_fd).collect();
         let dir = self.snapshots.open(key)?;
         let mut parts = None;
         if record.kind == SnapshotKind::Active {
@@ -310,7 +305,7 @@ impl Inner {
             }
             let upper = dir.open(UPPER)?;
             if let Some(mapped) = mapped_root {
-                take_owner(&upper, mapped.as_fd(), stack.root().1)?;
+                take_owner(&upper, mapped.root.as_fd(), stack.root().1)?;
             }
             parts = Some((upper, dir.open(SCRATCH)?, volatile));
         }
@@ -320,12 +315,17 @@ impl Inner {
             upper: parts.as_ref().map(|(upper, work, volatile)| Upper {
                 upper: upper.as_fd(),
                 work: work.as_fd(),
+                upper_path: format!("{SNAPSHOTS}/{key}/{UPPER}"),
+                work_path: format!("{SNAPSHOTS}/{key}/{SCRATCH}"),
                 volatile: *volatile,
             }),
             read_only: options.access == Access::ReadOnly || record.kind == SnapshotKind::View,
             selinux_context: options.selinux_context,
         };
-        overlay.mount()
+        match self.method {
+            Method::Descriptors => overlay.mount_descriptors(),
+            Method::Paths => overlay.mount_paths(&*self.mounts()?, &self.root),
+        }
     }
 
     /// Makes the snapshot itself as durable as what will be written to it.
@@ -335,16 +335,6 @@ impl Inner {
         dir.replace(RECORD, &bytes, Flush::Yes)?;
         dir.open(UPPER)?.flush()?;
         self.snapshots.flush()
-    }
-
-    fn empty_lower(&self, user_namespace: Option<BorrowedFd<'_>>) -> Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = fs::openat(&self.empty, ".", flags, Mode::empty())
-            .map_err(Error::io("open", self.empty.path()))?;
-        match user_namespace {
-            Some(user_namespace) => overlay::idmapped_clone("empty", fd.as_fd(), user_namespace),
-            None => Ok(fd),
-        }
     }
 
     /// Removes the mark that overlayfs leaves in a volatile upper directory, if it was made in
@@ -400,6 +390,28 @@ impl Inner {
         self.sweep(doomed);
         Ok(true)
     }
+}
+
+/// Where a layer can be found by path.
+fn place_of(layer: &Layer) -> Place {
+    let name = file_name(layer.info.diff_id.digest());
+    match layer.info.form {
+        LayerForm::Directory => Place::Store(format!("{LAYERS}/{name}/{TREE}")),
+        LayerForm::TarErofs => Place::Mounts(name),
+    }
+}
+
+fn empty_lower(key: &str, name: &str, empty: &Dir, user_namespace: Option<BorrowedFd<'_>>) -> Result<Lower> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = fs::openat(empty, ".", flags, Mode::empty()).map_err(Error::io("open", empty.path()))?;
+    mapped(key, Lower { root: Arc::new(fd), place: Place::Store(name.to_owned()) }, user_namespace)
+}
+
+/// A directory of the store as lower layer, with its owners mapped if there is a user namespace.
+fn mapped(key: &str, lower: Lower, user_namespace: Option<BorrowedFd<'_>>) -> Result<Lower> {
+    let Some(user_namespace) = user_namespace else { return Ok(lower) };
+    let clone = overlay::idmapped_clone(key, lower.root.as_fd(), user_namespace)?;
+    Ok(Lower { root: Arc::new(clone), place: Place::Nowhere })
 }
 
 /// Gives the writable layer's root the owner that the mapped image shows, unless the container

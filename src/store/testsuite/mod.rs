@@ -9,17 +9,21 @@ mod gnu;
 mod happy;
 mod hostile;
 mod life;
+mod method;
 mod view;
 
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::overlay::Method;
 use crate::{Algorithm, DiffId, LayerForm, LayerInfo, MountOptions, Options, Result, Store};
 
-/// Runs a test of the suite with each form.
+/// Runs a test of the suite with each form, with overlays as the self-test finds it best and with
+/// overlays by path.
 macro_rules! both_forms {
     ($($name:ident),* $(,)?) => {
         mod tar_erofs {
@@ -28,9 +32,25 @@ macro_rules! both_forms {
         mod directory {
             $(#[test] fn $name() { super::$name($crate::LayerForm::Directory); })*
         }
+        mod tar_erofs_by_path {
+            $(#[test] fn $name() { $crate::testsuite::by_path(super::$name, $crate::LayerForm::TarErofs); })*
+        }
+        mod directory_by_path {
+            $(#[test] fn $name() { $crate::testsuite::by_path(super::$name, $crate::LayerForm::Directory); })*
+        }
     };
 }
 pub(crate) use both_forms;
+
+thread_local! {
+    /// Every test has a thread of its own.
+    static METHOD: Cell<Option<Method>> = const { Cell::new(None) };
+}
+
+pub(crate) fn by_path(test: fn(LayerForm), form: LayerForm) {
+    METHOD.set(Some(Method::Paths));
+    test(form);
+}
 
 /// A store in a temporary directory, removed with its pin.
 pub(crate) struct Fixture {
@@ -49,6 +69,7 @@ impl Fixture {
         let place = tempfile::tempdir().unwrap();
         let mut options = Options::new(place.path().join("root"), place.path().join("run"));
         options.form = Some(form);
+        options.method = METHOD.get();
         change(&mut options);
         let store = Store::open(options.clone()).unwrap();
         Self { store, options, place }

@@ -30,6 +30,7 @@ pub(crate) struct Keep {
     lease: Lease,
     content: Vec<Digest>,
     loose: AtomicBool,
+    hopeless: AtomicBool,
     keeper: Arc<Keeper>,
 }
 
@@ -40,7 +41,8 @@ impl Keeper {
 
     /// A hold for the layers with these blobs.
     pub(crate) fn hold(self: &Arc<Self>, content: Vec<Digest>) -> Keep {
-        Keep { lease: self.store.lease(), content, loose: AtomicBool::new(false), keeper: Arc::clone(self) }
+        let (loose, hopeless) = (AtomicBool::new(false), AtomicBool::new(false));
+        Keep { lease: self.store.lease(), content, loose, hopeless, keeper: Arc::clone(self) }
     }
 
     /// An image with these blobs was recorded: whoever kept nothing else need not keep it.
@@ -69,6 +71,11 @@ impl Keep {
         self.loose.store(true, Ordering::Release);
     }
 
+    /// The image is not what it claims to be; another attempt would end the same way, so nothing is kept for it.
+    pub(crate) fn give_up(&self) {
+        self.hopeless.store(true, Ordering::Release);
+    }
+
     /// Somebody else holds it all.
     pub(crate) fn settle(&self) {
         self.loose.store(false, Ordering::Release);
@@ -81,11 +88,12 @@ impl Drop for Keep {
             return;
         }
         let (lease, keeper) = (self.lease.clone(), Arc::clone(&self.keeper));
+        let grace = if *self.hopeless.get_mut() { Duration::ZERO } else { keeper.grace };
         let end = CancellationToken::new();
         keeper.graces().push((std::mem::take(&mut self.content), end.clone()));
         self.keeper.runtime.spawn(async move {
             // Ended from outside or by time: either way nobody needs to hear of it any more.
-            let _ = tokio::time::timeout(keeper.grace, end.cancelled()).await;
+            let _ = tokio::time::timeout(grace, end.cancelled()).await;
             end.cancel();
             keeper.graces().retain(|(_, end)| !end.is_cancelled());
             drop(lease);

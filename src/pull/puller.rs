@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::error::{Error, LayerProblem};
+use crate::error::{ErrorKind, Error, LayerProblem};
 use crate::flight::{Flight, Flights};
 use crate::keep::{Keep, Keeper};
 use crate::layer::{Held, Intake};
@@ -177,7 +177,12 @@ impl Shared {
         let layers = resolved.manifest.layers.iter().map(|layer| layer.digest);
         let keep = Arc::new(self.keeper.hold(layers.clone().collect()));
         keep.loosen();
-        let fetched_bytes = self.fetch_layers(&resolved, &repository, &keep, &progress).await?;
+        let fetched = self.fetch_layers(&resolved, &repository, &keep, &progress).await;
+        let fetched_bytes = fetched.inspect_err(|error| {
+            if matches!(error.kind(), ErrorKind::InvalidImage | ErrorKind::DataLoss) {
+                keep.give_up();
+            }
+        })?;
         let shared = Arc::clone(&self);
         let kept = Arc::clone(&keep);
         let pinned = request.pinned;

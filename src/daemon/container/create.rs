@@ -184,9 +184,11 @@ fn check_against(sandbox: &Sandbox, security: &Security) -> Result<(), Error> {
     if security.privileged && !sandbox.config.privileged {
         return Err(Error::invalid(field("privileged"), "the sandbox was not made privileged"));
     }
+    // The pod's network and IPC are its containers', and clients leave the container's fields at POD even in pods of the
+    // host's network. Asking for the host's where the pod has its own would be more than the pod was given.
     let pod = sandbox.config.namespaces;
     for (name, wanted, has) in [("network", security.network, pod.network), ("ipc", security.ipc, pod.ipc)] {
-        if wanted != has {
+        if wanted != has && wanted != NamespaceMode::Pod {
             let reason = format!("{wanted:?} differs from the sandbox's {has:?}");
             return Err(Error::invalid(field(&format!("namespace_options.{name}")), reason));
         }

@@ -96,7 +96,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
         if node.sandboxes.all().is_empty() && node.containers.all().is_empty() {
             node.store.release_pins()?;
         }
-        Ok(drop(node))
+        drop(node);
+        anyhow::Ok(())
     });
     close.await?
 }

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::error::{ErrorKind, Error, LayerProblem};
+use crate::error::{Error, ErrorKind, LayerProblem};
 use crate::flight::{Flight, Flights};
 use crate::keep::{Keep, Keeper};
 use crate::layer::{Held, Intake};

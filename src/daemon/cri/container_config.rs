@@ -35,7 +35,7 @@ pub fn parse(config: v1::ContainerConfig) -> Result<ContainerRequest, Error> {
         command: config.command,
         args: config.args,
         working_dir: config.working_dir,
-        envs: config.envs.into_iter().map(|env| (env.key, Vec::from(env.value))).collect(),
+        envs: config.envs.into_iter().map(|env| (env.key, env.value)).collect(),
         mounts: mounts::parse(config.mounts)?,
         devices: devices(config.devices)?,
         labels: config.labels.into_iter().collect(),

@@ -15,6 +15,9 @@ use pinnace_store::{Digest, Lease, Store};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+/// How many blobs of given-up images are remembered at most.
+const HOPELESS_BLOBS: usize = 10_000;
+
 /// Ends holds that nobody settled.
 #[derive(Debug)]
 pub(crate) struct Keeper {
@@ -22,6 +25,7 @@ pub(crate) struct Keeper {
     grace: Duration,
     runtime: Handle,
     graces: Mutex<Vec<(Vec<Digest>, CancellationToken)>>,
+    hopeless: Mutex<HashSet<Digest>>,
 }
 
 /// A hold on content of the store.
@@ -30,19 +34,17 @@ pub(crate) struct Keep {
     lease: Lease,
     content: Vec<Digest>,
     loose: AtomicBool,
-    hopeless: AtomicBool,
     keeper: Arc<Keeper>,
 }
 
 impl Keeper {
     pub(crate) fn new(store: Store, grace: Duration, runtime: Handle) -> Arc<Self> {
-        Arc::new(Self { store, grace, runtime, graces: Mutex::default() })
+        Arc::new(Self { store, grace, runtime, graces: Mutex::default(), hopeless: Mutex::default() })
     }
 
     /// A hold for the layers with these blobs.
     pub(crate) fn hold(self: &Arc<Self>, content: Vec<Digest>) -> Keep {
-        let (loose, hopeless) = (AtomicBool::new(false), AtomicBool::new(false));
-        Keep { lease: self.store.lease(), content, loose, hopeless, keeper: Arc::clone(self) }
+        Keep { lease: self.store.lease(), content, loose: AtomicBool::new(false), keeper: Arc::clone(self) }
     }
 
     /// An image with these blobs was recorded: whoever kept nothing else need not keep it.
@@ -56,8 +58,25 @@ impl Keeper {
         });
     }
 
+    /// An image with these blobs is not what it claims to be. Another attempt would end the same way, so nothing is kept
+    /// for it, also of layers that are still on their way out.
+    pub(crate) fn give_up(&self, image: &HashSet<Digest>) {
+        let mut hopeless = lock(&self.hopeless);
+        if hopeless.len() > HOPELESS_BLOBS {
+            hopeless.clear();
+        }
+        hopeless.extend(image);
+        drop(hopeless);
+        self.recorded(image);
+    }
+
+    /// An image with these blobs is tried, maybe again.
+    pub(crate) fn hope(&self, image: &HashSet<Digest>) {
+        lock(&self.hopeless).retain(|blob| !image.contains(blob));
+    }
+
     fn graces(&self) -> MutexGuard<'_, Vec<(Vec<Digest>, CancellationToken)>> {
-        self.graces.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.graces)
     }
 }
 
@@ -69,11 +88,6 @@ impl Keep {
     /// There is something now that nobody else holds.
     pub(crate) fn loosen(&self) {
         self.loose.store(true, Ordering::Release);
-    }
-
-    /// The image is not what it claims to be; another attempt would end the same way, so nothing is kept for it.
-    pub(crate) fn give_up(&self) {
-        self.hopeless.store(true, Ordering::Release);
     }
 
     /// Somebody else holds it all.
@@ -88,7 +102,8 @@ impl Drop for Keep {
             return;
         }
         let (lease, keeper) = (self.lease.clone(), Arc::clone(&self.keeper));
-        let grace = if *self.hopeless.get_mut() { Duration::ZERO } else { keeper.grace };
+        let is_hopeless = self.content.iter().all(|blob| lock(&keeper.hopeless).contains(blob));
+        let grace = if is_hopeless { Duration::ZERO } else { keeper.grace };
         let end = CancellationToken::new();
         keeper.graces().push((std::mem::take(&mut self.content), end.clone()));
         self.keeper.runtime.spawn(async move {
@@ -103,4 +118,9 @@ impl Drop for Keep {
             }
         });
     }
+}
+
+/// Each critical section is a statement: a panic in one leaves nothing half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,6 +1,6 @@
 //! Pulls: joining, layers side by side, the record at the end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -174,13 +174,14 @@ impl Shared {
         let resolved = repository.resolve().await.map_err(|error| Arc::new(Error::Registry(error)))?;
         let resolved = Arc::new(resolved);
         let _busy = Busy::begin(&self);
-        let layers = resolved.manifest.layers.iter().map(|layer| layer.digest);
-        let keep = Arc::new(self.keeper.hold(layers.clone().collect()));
+        let layers: HashSet<_> = resolved.manifest.layers.iter().map(|layer| layer.digest).collect();
+        self.keeper.hope(&layers);
+        let keep = Arc::new(self.keeper.hold(layers.iter().copied().collect()));
         keep.loosen();
         let fetched = self.fetch_layers(&resolved, &repository, &keep, &progress).await;
         let fetched_bytes = fetched.inspect_err(|error| {
             if matches!(error.kind(), ErrorKind::InvalidImage | ErrorKind::DataLoss) {
-                keep.give_up();
+                self.keeper.give_up(&layers);
             }
         })?;
         let shared = Arc::clone(&self);
@@ -190,7 +191,7 @@ impl Shared {
         let record = blocking(move || shared.record(&recording, kept.lease(), pinned)).await?;
         // The image itself holds everything now.
         keep.settle();
-        self.keeper.recorded(&layers.collect());
+        self.keeper.recorded(&layers);
         tracing::info!(
             image = %request.reference,
             image_id = %record.id,

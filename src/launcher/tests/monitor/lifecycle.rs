@@ -242,7 +242,9 @@ fn many_launches_leak_nothing() {
         assert_eq!(pod.exit(&id).code, 0);
         pod.forget(&id).unwrap();
     }
-    assert_eq!(pod.open_descriptors(), before);
+    // The first count may still have one of the setup's that was on its way out.
+    let after = pod.open_descriptors();
+    assert!(after <= before, "{before} descriptors before, {after} after");
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", pod.child.id())).unwrap();
     assert_eq!(children, "");
 }

@@ -24,7 +24,7 @@ use crate::cache_dir;
 pub const NGINX_PAGE: &str = "nginx in a pod\n";
 
 /// Changes whenever the images do, so that a cache from before is not used.
-const EDITION: u32 = 1;
+const EDITION: u32 = 2;
 
 /// The layout with all images.
 pub fn layout() -> Layout {
@@ -68,7 +68,7 @@ fn fill(layout: &Layout) {
             "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "COLOUR=blue", "SIZE=small"],
             "Entrypoint": ["/bin/echo", "entry"],
             "Cmd": ["default", "arguments"],
-            "WorkingDir": "/work/here",
+            "WorkingDir": "/srv/here",
             "User": "worker",
             "Volumes": { "/volume": {} },
             "StopSignal": "SIGUSR1",

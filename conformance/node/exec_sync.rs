@@ -72,7 +72,7 @@ async fn command_is_in_the_containers_place() {
             .collect::<Vec<_>>()
     };
     assert_eq!(comparable(&from_exec), comparable(&ended.stdout));
-    assert!(from_exec.starts_with("/work/here\nuid=1000"), "{from_exec}");
+    assert!(from_exec.starts_with("/srv/here\nuid=1000"), "{from_exec}");
     for name in ["mnt", "pid", "cgroup"] {
         let same = format!("[ \"$(readlink /proc/self/ns/{name})\" = \"$(readlink /proc/1/ns/{name})\" ]");
         node.cri.sh(&running.container, &same).await;

@@ -129,7 +129,7 @@ async fn environment_directory_and_user_come_from_the_image() {
             config.envs.push(KeyValue { key: "RAW".into(), value: vec![0xff, b'=', 0x80] });
         })
         .await;
-    let expected = "/work/here\n1000\n1000\n1000 50 2000\nblue large /home/worker\n ff 3d 80\n";
+    let expected = "/srv/here\n1000\n1000\n1000 50 2000\nblue large /home/worker\n ff 3d 80\n";
     assert_eq!(ended.stdout, expected, "{}", ended.stderr);
     let config = node.container(&pod.config, "other", &image, &["pwd"]);
     let ended = node.run_to_end(&pod, config, |config| config.working_dir = "/made/for/it".into()).await;

@@ -371,7 +371,7 @@ pub fn resources(given: &Resources) -> Result<LinuxResources, Error> {
     let mut memory = LinuxMemoryBuilder::default().build().map_err(wrong)?;
     let limit = Some(given.memory_limit_bytes).filter(|limit| *limit != 0);
     memory.set_limit(limit);
-    // Unset with a limit means no swap, as in the peers (features.md, memory_swap_limit_in_bytes).
+    // Unset with a limit means no swap, as in the peers.
     memory.set_swap(Some(given.memory_swap_limit_bytes).filter(|swap| *swap != 0).or(limit));
     resources.set_memory(Some(memory));
 

@@ -1,4 +1,4 @@
-//! PullImage: answers the image id, everywhere the same (features.md, row 41).
+//! PullImage: answers the image id, the same everywhere: the kubelet compares it with what lists show.
 
 use pinnace_cri_api::v1;
 use pinnace_pull::PullRequest;

@@ -150,7 +150,7 @@ fn dns(config: v1::DnsConfig) -> Result<Dns, Error> {
 }
 
 fn port_mappings(mappings: Vec<v1::PortMapping>) -> Result<Vec<PortMapping>, Error> {
-    // A mapping without a host port is information for others (features.md: host_port 0 means none).
+    // A mapping without a host port is information for others.
     let wanted = mappings.into_iter().enumerate().filter(|(_, mapping)| mapping.host_port != 0);
     wanted
         .map(|(index, mapping)| {

@@ -63,3 +63,60 @@ async fn image_file_system_is_known_before_there_is_an_image() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
+
+/// Whoever finds an RPC missing finds it in this list, and what is in the list is missing.
+#[tokio::test]
+async fn what_is_not_there_yet_is_listed_and_says_so() {
+    let Some(node) = Node::start() else { return };
+    let mut runtime = node.cri.runtime();
+    let mut images = node.cri.images();
+    let mut missing = Vec::new();
+    macro_rules! ask {
+        ($client:ident: $($rpc:ident $method:ident $request:ident),+ $(,)?) => {$(
+            if let Err(status) = $client.$method($request::default()).await
+                && status.code() == tonic::Code::Unimplemented
+            {
+                missing.push(stringify!($rpc));
+            }
+        )+};
+    }
+    ask!(runtime:
+        Attach attach AttachRequest, CheckpointContainer checkpoint_container CheckpointContainerRequest,
+        CheckpointPod checkpoint_pod CheckpointPodRequest, ContainerStats container_stats ContainerStatsRequest,
+        ContainerStatus container_status ContainerStatusRequest,
+        CreateContainer create_container CreateContainerRequest, Exec exec ExecRequest,
+        ExecSync exec_sync ExecSyncRequest, GetContainerEvents get_container_events GetEventsRequest,
+        ListContainerStats list_container_stats ListContainerStatsRequest,
+        ListContainers list_containers ListContainersRequest,
+        ListMetricDescriptors list_metric_descriptors ListMetricDescriptorsRequest,
+        ListPodSandbox list_pod_sandbox ListPodSandboxRequest,
+        ListPodSandboxMetrics list_pod_sandbox_metrics ListPodSandboxMetricsRequest,
+        ListPodSandboxStats list_pod_sandbox_stats ListPodSandboxStatsRequest,
+        PodSandboxStats pod_sandbox_stats PodSandboxStatsRequest,
+        PodSandboxStatus pod_sandbox_status PodSandboxStatusRequest, PortForward port_forward PortForwardRequest,
+        RemoveContainer remove_container RemoveContainerRequest,
+        RemovePodSandbox remove_pod_sandbox RemovePodSandboxRequest,
+        ReopenContainerLog reopen_container_log ReopenContainerLogRequest,
+        RestorePod restore_pod RestorePodRequest, RunPodSandbox run_pod_sandbox RunPodSandboxRequest,
+        RuntimeConfig runtime_config RuntimeConfigRequest, StartContainer start_container StartContainerRequest,
+        Status status StatusRequest, StopContainer stop_container StopContainerRequest,
+        StopPodSandbox stop_pod_sandbox StopPodSandboxRequest,
+        StreamContainerStats stream_container_stats StreamContainerStatsRequest,
+        StreamContainers stream_containers StreamContainersRequest,
+        StreamPodSandboxMetrics stream_pod_sandbox_metrics StreamPodSandboxMetricsRequest,
+        StreamPodSandboxStats stream_pod_sandbox_stats StreamPodSandboxStatsRequest,
+        StreamPodSandboxes stream_pod_sandboxes StreamPodSandboxesRequest,
+        UpdateContainerResources update_container_resources UpdateContainerResourcesRequest,
+        UpdatePodSandboxResources update_pod_sandbox_resources UpdatePodSandboxResourcesRequest,
+        UpdateRuntimeConfig update_runtime_config UpdateRuntimeConfigRequest, Version version VersionRequest,
+    );
+    ask!(images:
+        ImageFsInfo image_fs_info ImageFsInfoRequest, ImageStatus image_status ImageStatusRequest,
+        ListImages list_images ListImagesRequest, PullImage pull_image PullImageRequest,
+        RemoveImage remove_image RemoveImageRequest, StreamImages stream_images StreamImagesRequest,
+    );
+    missing.sort_unstable();
+    let status = runtime.status(StatusRequest { verbose: true }).await.unwrap().into_inner();
+    let config: serde_json::Value = serde_json::from_str(&status.info["config"]).unwrap();
+    assert_eq!(config["unimplemented"], serde_json::json!(missing));
+}

@@ -26,8 +26,8 @@ const MESSAGE_BYTES: usize = 16 << 20;
 /// How long clients may take to close their connections once every call was answered.
 const CONNECTION_GRACE: Duration = Duration::from_millis(100);
 
-/// How often layer mounts without users are let go of.
-const IDLE_LAYERS_INTERVAL: Duration = Duration::from_secs(60);
+/// How often what is kept for nobody is let go of.
+const IDLE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a stopped pod's device may take to go by itself before it is deleted.
 const NETWORK_LINGER: Duration = Duration::from_secs(1);
@@ -72,7 +72,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(socket = %path.display(), "serving");
     sd_notify::notify(&[sd_notify::NotifyState::Ready]).context("tell the service manager")?;
 
-    release_idle_layers(&node);
+    release_idle(&node);
     wait_for_signal().await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("draining; containers run on");
@@ -182,18 +182,24 @@ fn pull_options(config: &Config) -> anyhow::Result<pinnace_pull::Options> {
     })
 }
 
-/// Lets go of layer mounts that no container uses any more, now and then, until the node closes.
-fn release_idle_layers(node: &Arc<Node>) {
+/// Lets go of what is kept for nobody, now and then, until the node closes: layer mounts without a container, and heap that
+/// many pods at once have left behind.
+fn release_idle(node: &Arc<Node>) {
     let node = Arc::downgrade(node);
     tokio::spawn(async move {
-        let mut interval = tokio::time::interval(IDLE_LAYERS_INTERVAL);
+        let mut interval = tokio::time::interval(IDLE_INTERVAL);
         loop {
             interval.tick().await;
             let Some(node) = node.upgrade() else { return };
             if node.closing.is_cancelled() {
                 return;
             }
-            if let Err(error) = node.blocking(|node| Ok(node.store.release_idle()?)).await {
+            let released = node.blocking(|node| {
+                node.store.release_idle()?;
+                pinnace_sys::process::trim_heap();
+                Ok(())
+            });
+            if let Err(error) = released.await {
                 tracing::warn!(error = error.chain(), "release idle layers");
             }
         }

@@ -152,6 +152,7 @@ fn build(
         mounts: request.mounts.iter().map(mount_view).collect(),
         log_path: log_path(sandbox, request),
         log_directory: sandbox.config.log_directory.clone(),
+        log_name: request.log_path.clone(),
         stdin: request.stdin,
         stdin_once: request.stdin_once,
         binary_env: built.binary_env,

@@ -106,8 +106,10 @@ pub struct ContainerRecord {
     pub mounts: Vec<MountView>,
     /// Absolute path of the log; empty means none.
     pub log_path: String,
-    /// Directory part that the kubelet gave; the log lies below it.
+    /// Directory that the sandbox was given for logs.
     pub log_directory: String,
+    /// Path of the log below it.
+    pub log_name: String,
     /// Keep stdin open.
     pub stdin: bool,
     /// Close stdin after the first attach.

@@ -1,7 +1,6 @@
 //! StartContainer: cgroup, root file system, plan, launch.
 
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -110,7 +109,7 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPla
         rootfs,
         cgroup: cgroup(node, &record.cgroup_path, record.privileged, &spec)?,
         stdio: Stdio {
-            log: log(&record.log_directory, &record.log_path)?,
+            log: log(&record.log_directory, &record.log_name)?,
             stdin: record.stdin,
             stdin_once: record.stdin_once,
         },
@@ -155,10 +154,11 @@ fn cgroup(node: &Node, path: &str, privileged: bool, spec: &Spec) -> Result<Cgro
     Ok(CgroupJoin { tasks: join.tasks, directory: join.clone_into, oom_counter })
 }
 
-fn log(directory: &str, path: &str) -> Result<Option<Log>, Error> {
-    let Some(relative) = path.strip_prefix(directory).filter(|_| !directory.is_empty()) else {
+/// Both parts must be given; the second is relative and has no `..` (rule R24).
+fn log(directory: &str, name: &str) -> Result<Option<Log>, Error> {
+    if directory.is_empty() || name.is_empty() {
         return Ok(None);
-    };
+    }
     // The kubelet's directory of a pod's logs is readable by others.
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
@@ -166,8 +166,7 @@ fn log(directory: &str, path: &str) -> Result<Option<Log>, Error> {
         .mode(0o755)
         .create(directory)
         .map_err(Error::io("create log directory", directory))?;
-    let relative = PathBuf::from(relative.trim_start_matches('/'));
-    Ok(Some(Log { directory: open_directory(directory.as_ref())?, path: relative }))
+    Ok(Some(Log { directory: open_directory(directory.as_ref())?, path: name.into() }))
 }
 
 /// The container ends before it began: exit code 128 and the reason, as the peers have it.

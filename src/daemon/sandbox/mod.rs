@@ -118,11 +118,12 @@ impl Sandbox {
 /// The monitor has vanished, and with it the output and exit codes of whatever ran: the containers are ended, the pod is
 /// not ready any more, and the kubelet makes a new one.
 async fn lost(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
-    tracing::error!(sandbox_id = %sandbox.id, "the monitor of this sandbox is gone");
     let _turn = sandbox.operation.write().await;
+    // Or it was told to go, and this is only the end of its connection.
     if sandbox.phase() == Phase::Stopped {
         return;
     }
+    tracing::error!(sandbox_id = %sandbox.id, "the monitor of this sandbox is gone");
     sandbox.set_monitor(None);
     for container in node.containers_of(&sandbox.id) {
         exit::without_monitor(node, &container).await;

@@ -41,14 +41,14 @@ pub(super) async fn stop_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Re
 
 /// Network, monitor, record; also what is left to do for a sandbox whose monitor has vanished.
 pub async fn release(node: &Node, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
-    let monitor = sandbox.monitor();
-    sandbox.set_monitor(None);
     if let SandboxNetwork::Attached(attachment) = sandbox.network() {
         let id = sandbox.id.clone();
         node.blocking(move |node| Ok(node.network.detach(id.as_str(), Some(&attachment))?)).await?;
     }
-    if let Some(monitor) = monitor {
+    // Last, so that whoever tries again after a failure above still has a monitor to end.
+    if let Some(monitor) = sandbox.monitor() {
         monitor.shutdown().await;
+        sandbox.set_monitor(None);
     }
     sandbox.change(|record| {
         record.phase = Phase::Stopped;

@@ -15,7 +15,7 @@
 //!   layers/sha256-<hex>              not durable yet, but whole: of this boot
 //!   volatile/<key>                   snapshots that were mounted volatile in this boot
 //!   verified                         the content was checked in this boot
-//!   mounts                           pins the mount namespace of the layers  [`mounts`]
+//!   pin/                             pins the mount namespace of the layers  [`mounts`]
 //! ```
 //!
 //! Invariants:

@@ -5,12 +5,15 @@
 //! holds nothing else and that outlives this process:
 //!
 //! ```text
-//! run/mounts          the namespace, pinned: a bind mount of its file, the only trace in the
-//!                     host's mount table
-//! └ / (tmpfs)
-//!   ├ sha256-<hex>/   a layer
-//!   └ sha256-<hex>/
+//! run/pin/ (tmpfs)    with the next line the only trace in the host's mount table
+//!   mounts            the namespace, pinned: a bind mount of its file
+//!   └ / (tmpfs)
+//!     ├ sha256-<hex>/ a layer
+//!     └ sha256-<hex>/
 //! ```
+//!
+//! The pin is in a private mount of its own: /run is shared on most nodes, and the file of a mount
+//! namespace cannot propagate (`copy_tree` of fs/namespace.c).
 //!
 //! Only a thread of its own ever is in that namespace. It hands out clones that are attached
 //! nowhere (open_tree(2) with OPEN_TREE_CLONE); those can be lower layers of overlayfs or be
@@ -24,6 +27,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use pinnace_sys::mount::{Attributes, PRIVATE, Reach, change};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -36,7 +40,8 @@ use crate::assembly::{self, Plan};
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 
-const PIN: &str = "mounts";
+const PIN: &str = "pin";
+const NAMESPACE_FILE: &str = "mounts";
 /// For error texts.
 const NAMESPACE: &str = "the layer mount namespace";
 /// NSFS_MAGIC of include/uapi/linux/magic.h.
@@ -133,7 +138,7 @@ impl Mounts {
                 }
                 Err(error) => drop(ready.send(Err(error))),
             })
-            .map_err(|source| Error::Io { op: "start a thread for", path: PIN.into(), source })?;
+            .map_err(|source| Error::Io { op: "start a thread for", path: NAMESPACE_FILE.into(), source })?;
         let mounts = Self { requests: Some(requests), thread: Some(thread) };
         let namespace = entered.recv().map_err(|_| Error::MountThread)??;
         Ok((mounts, namespace))
@@ -186,11 +191,15 @@ pub(crate) fn is_pinned(run: &Dir) -> Result<bool> {
 
 /// Removes the pin under `run`. Layers that a container uses stay mounted until it ends.
 pub(crate) fn unpin(run: &Dir) -> Result<()> {
-    if pinned(run)?.is_some() {
-        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
-        mount::unmount(pin_path(run), flags).map_err(Error::io("unmount", run.entry(PIN)))?;
+    let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    match mount::unmount(pin_path(run), flags) {
+        Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
+        Err(errno) => return Err(Error::io("unmount", run.entry(PIN))(errno)),
     }
-    run.remove_file(PIN).map(drop)
+    match fs::unlinkat(run, PIN, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(Error::io("remove", run.entry(PIN))(errno)),
+    }
 }
 
 /// The pin by way of the run directory's descriptor: the text is short and cannot be led astray.
@@ -200,7 +209,7 @@ fn pin_path(run: &Dir) -> String {
 
 fn pinned(run: &Dir) -> Result<Option<OwnedFd>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let fd = match fs::openat(run, PIN, flags, Mode::empty()) {
+    let fd = match fs::openat(run, format!("{PIN}/{NAMESPACE_FILE}"), flags, Mode::empty()) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return Ok(None),
         Err(errno) => return Err(Error::io("open", run.entry(PIN))(errno)),
@@ -211,12 +220,30 @@ fn pinned(run: &Dir) -> Result<Option<OwnedFd>> {
 }
 
 fn pin(run: &Dir, namespace: BorrowedFd<'_>) -> Result<()> {
-    if !run.contains(PIN)? {
-        run.create_file(PIN)?;
+    // What an earlier process has left half-done.
+    unpin(run)?;
+    let pinned = bind(run, namespace);
+    if pinned.is_err() {
+        unpin(run)?;
     }
+    pinned
+}
+
+fn bind(run: &Dir, namespace: BorrowedFd<'_>) -> Result<()> {
+    let fault = |op| Error::io(op, run.entry(PIN));
+    let place = tmpfs(PIN)?;
+    fs::mkdirat(run, PIN, Mode::from_raw_mode(0o700)).map_err(fault("create"))?;
+    mount::move_mount(&place, "", run, PIN, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(fault("mount a tmpfs at"))?;
+    // Only now: a mount becomes shared when it is attached below a shared one.
+    change(place.as_fd(), Reach::Mount, &Attributes::propagating(PRIVATE)).map_err(fault("make private"))?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    fs::openat(&place, NAMESPACE_FILE, flags, Mode::from_raw_mode(0o600))
+        .map_err(fault("create a file in"))?;
     // A namespace file can be cloned like a directory (a bind mount), and attached to a file.
     let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
-    mount::mount_bind(&source, pin_path(run)).map_err(Error::io("pin the mount namespace at", run.entry(PIN)))
+    let target = format!("/proc/self/fd/{}/{NAMESPACE_FILE}", place.as_raw_fd());
+    mount::mount_bind(&source, target).map_err(fault("pin the mount namespace at"))
 }
 
 /// Runs on the thread: into the pinned namespace, or into a new one without anything in it.

@@ -430,7 +430,10 @@ fn nothing_is_mounted_where_others_see_it(form: LayerForm) {
         (LayerForm::Directory, Method::Descriptors) => assert_eq!(pins, Vec::<String>::new()),
         _ => {
             assert!(
-                pins.len() == 1 && pins[0].contains("run/mounts") && pins[0].contains("nsfs"),
+                pins.len() == 2
+                    && pins[0].contains("run/pin ")
+                    && pins[1].contains("run/pin/mounts ")
+                    && pins[1].contains("nsfs"),
                 "{pins:?}"
             );
         }

@@ -19,6 +19,7 @@ both_forms!(
     a_remnant_is_in_nobodys_way,
     a_label_stays_a_label,
     mounts_are_made_at_the_same_time,
+    a_node_whose_mounts_propagate_keeps_the_pin,
 );
 
 fn attach_elsewhere(root: OwnedFd, place: std::path::PathBuf) -> (Vec<u8>, String) {
@@ -108,6 +109,47 @@ fn mounts_are_made_at_the_same_time(form: LayerForm) {
             });
         }
     });
+}
+
+/// On a systemd node every mount is shared, and services with a mount namespace of their own get copies.
+fn a_node_whose_mounts_propagate_keeps_the_pin(form: LayerForm) {
+    let method = super::METHOD.get();
+    let node = move || {
+        super::METHOD.set(method);
+        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+        mount::mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).unwrap();
+        let (ask, asked) = std::sync::mpsc::channel::<()>();
+        let (tell, told) = std::sync::mpsc::channel();
+        let service = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
+            let table = || std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            tell.send(table()).unwrap();
+            while asked.recv().is_ok() {
+                tell.send(table()).unwrap();
+            }
+        });
+        told.recv().unwrap();
+        let mut fixture = Fixture::new(form);
+        let root = fixture.mount("k", &[&Archive::default().file("a", b"1").end()]);
+        assert_eq!(read(&root, "a"), b"1");
+        let elsewhere = || {
+            ask.send(()).unwrap();
+            let own = fixture.outside();
+            let table = told.recv().unwrap();
+            table.lines().filter(|line| line.contains(own.to_str().unwrap())).count()
+        };
+        let pinned = mounts::is_pinned(&fixture.store.inner.run).unwrap();
+        assert_eq!(elsewhere(), usize::from(pinned), "the private mount and nothing in it");
+        fixture.store.release_pins().unwrap();
+        assert_eq!(elsewhere(), 0);
+        drop(root);
+        fixture.reopen();
+        let again = fixture.store.mount("k", &MountOptions::default()).unwrap();
+        assert_eq!(read(&again, "a"), b"1");
+        drop((again, fixture, ask));
+        service.join().unwrap();
+    };
+    std::thread::spawn(node).join().unwrap();
 }
 
 #[test]

@@ -65,11 +65,12 @@ impl Cgroup {
             return Err(is_root(path));
         }
         // Everything that can be wrong with the input, before anything is made.
-        let settings = settings(hierarchy, limits.resources)?;
+        let mut settings = settings(hierarchy, limits.resources)?;
         let devices = limits.filter_devices.then(|| rules(limits.resources)).transpose()?;
         let cgroup = Self { hierarchy: hierarchy.clone(), path: path.clone() };
         let mut made = Vec::new();
         let outcome = cgroup.make(&mut made).and_then(|()| {
+            cgroup.keep_quota(&mut settings)?;
             setting::write_all(&settings, Undo::Never, |controller| cgroup.place(controller))?;
             devices.as_ref().map_or(Ok(()), |rules| cgroup.set_devices(rules))
         });
@@ -136,9 +137,7 @@ impl Cgroup {
             return Err(CgroupError::NotFound { path: self.path.to_string() });
         }
         let mut settings = settings(&self.hierarchy, resources)?;
-        if self.hierarchy.mode() == Mode::Unified {
-            self.keep_quota(&mut settings)?;
-        }
+        self.keep_quota(&mut settings)?;
         self.check_usage(resources)?;
         setting::write_all(&settings, Undo::OnFailure, |controller| self.place(controller))
     }

@@ -359,6 +359,18 @@ fn an_update_happens_whole_or_not_at_all() {
     }
 }
 
+/// What the kubelet sends for a pod without CPU limits.
+#[test]
+fn a_period_without_a_quota_is_no_limit() {
+    let tree = Tree::new();
+    let cgroup = tree.cgroup(r#"{"cpu":{"shares":2,"period":100000}}"#);
+    if tree.is_unified() {
+        assert_eq!(cgroup.read("cpu", "cpu.max").unwrap().trim(), "max 100000");
+    } else {
+        assert_eq!(cgroup.read("cpu", "cpu.cfs_quota_us").unwrap().trim(), "-1");
+    }
+}
+
 #[test]
 fn a_limit_below_usage_can_be_refused() {
     let tree = Tree::new();

@@ -96,6 +96,21 @@ impl Dir {
             .map_err(Error::io("create", self.entry(name)))
     }
 
+    /// Makes an empty file whose being there is all it says; one system call, so no crash leaves half of it.
+    pub(crate) fn mark(&self, name: &str) -> Result<()> {
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let made = fs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o600));
+        made.map(drop).map_err(Error::io("mark", self.entry(name)))
+    }
+
+    /// Removes the marks that say something about what is not there any more.
+    pub(crate) fn retain_marks(&self, keep: impl Fn(&str) -> bool) -> Result<()> {
+        for name in self.names()?.into_iter().filter(|name| !keep(name)) {
+            self.remove_file(&name)?;
+        }
+        Ok(())
+    }
+
     /// Opens a file for reading.
     pub(crate) fn open_file(&self, name: &str) -> Result<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOFOLLOW;

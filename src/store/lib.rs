@@ -74,7 +74,7 @@ use crate::dir::{Dir, Flush, unique};
 use crate::durable::Background;
 use crate::image::ImageIndex;
 use crate::layer::ingest::Work;
-use crate::layer::{Layer, TAR, file_name};
+use crate::layer::{Layer, TAR, file_name, parse_file_name};
 use crate::lease::Held;
 use crate::load::{Choice, Loading};
 use crate::mounts::Mounts;
@@ -295,7 +295,12 @@ impl Store {
         }
         loading.state.snapshots = snapshot::load(&snapshots, &trash)?.into_iter().collect();
         let Loading { state, recovered, .. } = loading;
-        run.replace("verified", b"", Flush::No)?;
+        let run_volatile = run.ensure("volatile")?;
+        run_volatile.retain_marks(|key| state.snapshots.contains_key(key))?;
+        run_layers.retain_marks(|name| {
+            parse_file_name(name).is_some_and(|digest| state.layers.contains_key(&DiffId::new(digest)))
+        })?;
+        run.mark("verified")?;
         let start = |name| {
             let path = options.root.clone();
             Background::start(name).map_err(|source| Error::Io { op: "start a thread for", path, source })
@@ -306,7 +311,7 @@ impl Store {
             images: root.open("images")?,
             chains,
             empty: [root.ensure(EMPTY[0])?, root.ensure(EMPTY[1])?],
-            run_volatile: run.ensure("volatile")?,
+            run_volatile,
             options,
             form,
             form_reason,
@@ -630,7 +635,7 @@ impl Inner {
         if eager {
             self.layers.flush()?;
         } else {
-            self.run_layers.replace(&name, b"", Flush::No)?;
+            self.run_layers.mark(&name)?;
             self.flush_later(Arc::clone(&layer));
         }
         Ok(layer.info.clone())
@@ -673,7 +678,7 @@ impl Inner {
         if known {
             let dir = self.layers.open(&file_name(diff_id.digest()))?;
             // Lost in a power cut, it costs one download.
-            dir.replace(&layer::blob_marker(blob), b"", Flush::No)?;
+            dir.mark(&layer::blob_marker(blob))?;
         }
         self.state().layers_by_blob.insert(*blob, *diff_id);
         Ok(())

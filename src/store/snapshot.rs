@@ -301,7 +301,7 @@ impl Inner {
             if !volatile {
                 self.keep_snapshot(&dir, &record)?;
             } else if !self.run_volatile.contains(key)? {
-                self.run_volatile.replace(key, b"", Flush::No)?;
+                self.run_volatile.mark(key)?;
             }
             let upper = dir.open(UPPER)?;
             if let Some(mapped) = mapped_root {

@@ -235,6 +235,11 @@ fn a_crash_leaves_whole_layers_or_none(form: LayerForm) {
     std::fs::create_dir(root.join("layers/not-a-digest")).unwrap();
     std::fs::create_dir_all(root.join("snapshots/half/upper")).unwrap();
     std::fs::write(root.join("snapshots/half/snapshot.json"), "").unwrap();
+    let run = fixture.options.run.clone();
+    std::fs::write(run.join("volatile/gone"), "").unwrap();
+    std::fs::write(run.join("volatile/c"), "").unwrap();
+    std::fs::write(run.join(format!("layers/sha256-{}", torn.hex())), "").unwrap();
+    std::fs::write(run.join("layers/.sha256-00.1-2"), "").unwrap();
     fixture.reopen();
     let store = &fixture.store;
     store.flush();
@@ -251,6 +256,9 @@ fn a_crash_leaves_whole_layers_or_none(form: LayerForm) {
     for (place, count) in [("layers", 1), ("blobs", 2), ("images", 1), ("snapshots", 1)] {
         assert_eq!(std::fs::read_dir(root.join(place)).unwrap().count(), count, "{place}");
     }
+    // Marks are kept as long as what they are about.
+    assert!(run.join("volatile/c").exists() && !run.join("volatile/gone").exists());
+    assert_eq!(std::fs::read_dir(run.join("layers")).unwrap().count(), 0);
 }
 
 fn unflushed_layers_are_of_this_boot_only(form: LayerForm) {

@@ -18,6 +18,7 @@ mod runtime;
 mod sandbox;
 mod security;
 mod users;
+mod volumes;
 
 /// A file that is not declared above would be a suite that never runs.
 #[test]

@@ -51,6 +51,16 @@ pub enum Error {
     /// No such image here.
     #[error("image {0:?} not found; pull it first")]
     ImageNotFound(String),
+    /// An image could not be mounted as a volume. The kubelet knows the error by its first word.
+    #[error("{IMAGE_VOLUME}: image {image:?} at {destination}")]
+    ImageVolume {
+        /// As asked for.
+        image: String,
+        /// Path in the container.
+        destination: String,
+        /// Why not.
+        source: Box<Error>,
+    },
     /// An id prefix names several things.
     #[error("{kind} id {prefix:?} is ambiguous")]
     AmbiguousId {
@@ -184,6 +194,9 @@ pub enum Error {
     Launcher(#[from] pinnace_launcher::client::Error),
 }
 
+/// Reasons that the kubelet reads from the beginning of a message.
+pub const IMAGE_VOLUME: &str = "ImageVolumeMountFailed";
+
 /// `stage: syscall path: errno: message`, whatever is there.
 fn describe(failure: &Failure) -> String {
     let mut parts = vec![failure.stage.clone()];
@@ -213,7 +226,7 @@ impl Error {
             }
             Self::SandboxNameTaken { .. } | Self::ContainerNameTaken { .. } => Code::AlreadyExists,
             Self::State { .. } => Code::FailedPrecondition,
-            Self::In { source, .. } => source.code(),
+            Self::In { source, .. } | Self::ImageVolume { source, .. } => source.code(),
             Self::Launch(failure) => launch_code(failure),
             Self::MonitorGone(_) | Self::ShuttingDown => Code::Unavailable,
             Self::Deadline { .. } => Code::DeadlineExceeded,

@@ -17,8 +17,8 @@ use std::sync::atomic::Ordering;
 use pinnace_launcher::protocol::{ContainerState, State};
 
 use crate::container::Container;
-use crate::container::exit;
 use crate::container::record::{ContainerRecord, Status};
+use crate::container::{exit, volumes};
 use crate::error::Error;
 use crate::id::{ContainerId, SandboxId};
 use crate::monitor::Monitor;
@@ -31,6 +31,7 @@ use crate::sandbox::{Sandbox, run, stop};
 pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
     disk::make_directory(&node.sandboxes_directory())?;
     disk::make_directory(&node.containers_directory())?;
+    disk::make_directory(&volumes::directory(node))?;
     let mut followed = Vec::new();
     for (directory, name) in entries(&node.sandboxes_directory())? {
         match recover_sandbox(node, &directory, &name).await {
@@ -173,7 +174,7 @@ async fn agree(node: &Arc<Node>, container: &Arc<Container>, known: Option<&Cont
     }
 }
 
-/// Snapshots of nobody, network attachments of nobody.
+/// Snapshots of nobody, volumes of nobody, network attachments of nobody.
 async fn sweep(node: &Arc<Node>) -> Result<(), Error> {
     let containers: HashSet<String> =
         node.containers.all().iter().map(|container| container.id.to_string()).collect();
@@ -188,9 +189,15 @@ async fn sweep(node: &Arc<Node>) -> Result<(), Error> {
         .collect();
     node.blocking(move |node| {
         for (key, _, _) in node.store.snapshots() {
-            if !containers.contains(&key) {
+            if !containers.contains(volumes::owner(&key)) {
                 tracing::info!(snapshot = key, "removing a snapshot of nobody");
                 node.store.remove(&key)?;
+            }
+        }
+        for (directory, name) in entries(&volumes::directory(node))? {
+            if !containers.contains(&name) {
+                tracing::info!(container_id = name, "removing volumes of nobody");
+                disk::remove_directory(&directory)?;
             }
         }
         let attached = attached.iter().map(|(id, attachment)| (id.as_str(), attachment));

@@ -8,6 +8,7 @@
 //! `pinnace-monitor`, one per pod (feature `monitor`, on by default; the daemon leaves it out).
 
 pub mod client;
+pub mod copy_tree;
 mod failure;
 mod packet;
 pub mod plan;

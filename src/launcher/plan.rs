@@ -114,6 +114,9 @@ pub struct Mount {
     /// Fill the (tmpfs) mount with what the image has at the target (OCI `tmpcopyup`).
     #[prost(bool, tag = "10")]
     pub copy_up: bool,
+    /// Mount this file or directory of the source instead of its root; links in it do not lead out of the source.
+    #[prost(bytes = "vec", tag = "11")]
+    pub sub_path: Vec<u8>,
 }
 
 /// Where a mount comes from.

@@ -95,6 +95,8 @@ pub enum Source {
     PodShm,
     /// A detached mount, for one mount of the spec.
     Tree(OwnedFd),
+    /// A file or directory inside a detached mount, for one mount of the spec.
+    Part(OwnedFd, PathBuf),
     /// A file pinned earlier (`O_PATH`), for any number of mounts.
     Pinned(OwnedFd),
 }

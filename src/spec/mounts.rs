@@ -183,6 +183,7 @@ fn lower_bind(
     };
     let subject = Subject { destination, source: path };
     let propagation = options.propagation.unwrap_or(attr::PRIVATE);
+    let mut sub_path = Vec::new();
     let tree: OwnedFd = match sources.get(path) {
         Some(Source::PodShm) => {
             if options.own.clear != 0 || !options.tree.is_empty() {
@@ -200,6 +201,13 @@ fn lower_bind(
         }
         Some(Source::Tree(_)) => match sources.remove(path) {
             Some(Source::Tree(tree)) => tree,
+            _ => return Err(Error::invalid(field, "its source is used already")),
+        },
+        Some(Source::Part(..)) => match sources.remove(path) {
+            Some(Source::Part(tree, part)) => {
+                sub_path = source::bytes(part);
+                tree
+            }
             _ => return Err(Error::invalid(field, "its source is used already")),
         },
         Some(Source::Pinned(pinned)) => {
@@ -221,6 +229,7 @@ fn lower_bind(
         attributes,
         recursive,
         propagation,
+        sub_path,
         ..plan::Mount::default()
     })
 }

@@ -149,6 +149,9 @@ sections! {
         umask: u32 = r#""0022""#, umask;
         /// The seccomp profile that RuntimeDefault means: "builtin", or a file in the JSON form of the OCI spec.
         seccomp_default: SeccompDefault = r#""builtin""#, seccomp_default;
+        /// Whether each container gets a directory of its own for every volume that its image declares, filled with what
+        /// the image has there. Otherwise such places are ordinary directories of the container.
+        image_volumes: bool = "true", boolean;
         /// Size of /dev/shm, which the containers of a pod share.
         shm_size: u64 = r#""64MiB""#, |v| bytes(v, 4 * KIB..=64 * GIB);
         /// Longer lines of output are split in the log, with the mark that the CRI has for that.

@@ -3,6 +3,7 @@
 //! The root file system is mounted here, detached, because the user's name is looked up in it; the descriptor is kept for
 //! start. It is in no mount table and goes with the daemon, so there is nothing to leak.
 
+use std::iter;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -15,9 +16,9 @@ use pinnace_store::{ImageRecord, MountOptions};
 use super::Container;
 use super::record::{ContainerRecord, ImageView, MountView, Status, UserView};
 use super::request::{Access, ContainerRequest, MountRequest, Propagation, Security};
-use super::spec;
+use super::{spec, volumes};
 use crate::clock;
-use crate::error::{Error, Within as _};
+use crate::error::{Error, IMAGE_VOLUME, Within as _};
 use crate::id::ContainerId;
 use crate::node::Node;
 use crate::record as disk;
@@ -30,7 +31,11 @@ pub async fn create(node: &Node, sandbox_id: &str, request: ContainerRequest) ->
     let what = format!("create container {} in sandbox {}", request.name.name, sandbox.id);
     let key = (sandbox.id.clone(), request.name.clone());
     let operation = start(node.shared()?, sandbox, request);
-    let id = node.container_creations.run(key, operation).await.within(|| what)?;
+    let created = node.container_creations.run(key, operation).await;
+    let id = created.map_err(|error| match error {
+        named if named.to_string().starts_with(IMAGE_VOLUME) => named,
+        error => error.within(what),
+    })?;
     if let Some(container) = node.containers.exact(id.as_str()) {
         container.delivered.store(true, Ordering::Relaxed);
     }
@@ -130,10 +135,12 @@ fn build(
     )?;
 
     let cgroup_path = cgroup_path(sandbox, id)?;
-    let built = spec::build(node, sandbox, request, config, &user, cgroup_path.as_str())?;
-    for mount in &request.mounts {
+    for mount in request.mounts.iter().filter(|mount| mount.image.is_none()) {
         check_source(&mount.host_path, &mount.container_path)?;
     }
+    let views = volumes::make_views(node, id, request)?;
+    let volumes = volumes::make(node, id, rootfs.as_fd(), config, request)?;
+    let built = spec::build(node, sandbox, request, config, &user, &volumes, cgroup_path.as_str())?;
     let stop_signal = match request.stop_signal {
         Some(signal) => signal,
         None => image::stop_signal(config)?,
@@ -145,11 +152,11 @@ fn build(
         sandbox_id: sandbox.id.clone(),
         name: request.name.clone(),
         created_at_ns: clock::realtime_ns(),
-        image: image_view(&image, request),
+        image: view(&image, &request.image, &request.user_specified_image),
         layers: image.layers.clone(),
         labels: request.labels.clone(),
         annotations: request.annotations.clone(),
-        mounts: request.mounts.iter().map(mount_view).collect(),
+        mounts: iter::zip(&request.mounts, &views).map(mount_view).collect(),
         log_path: log_path(sandbox, request),
         log_directory: sandbox.config.log_directory.clone(),
         log_name: request.log_path.clone(),
@@ -173,6 +180,7 @@ fn build(
 
 fn undo(node: &Node, id: &ContainerId, directory: &Path) {
     let removed = node.store.remove(id.as_str()).map_err(Error::from);
+    let removed = removed.and(volumes::remove(node, id));
     let removed = removed.and(disk::remove_directory(directory).map_err(Error::from));
     if let Err(error) = removed {
         tracing::error!(container_id = %id, error = error.chain(), "undo a failed container");
@@ -240,17 +248,18 @@ fn log_path(sandbox: &Sandbox, request: &ContainerRequest) -> String {
     }
 }
 
-fn image_view(image: &ImageRecord, request: &ContainerRequest) -> ImageView {
+fn view(image: &ImageRecord, asked: &str, user_specified: &str) -> ImageView {
     let id = image.id.to_string();
     ImageView {
-        name: image.tags().next().map_or_else(|| request.image.clone(), ToString::to_string),
+        name: image.tags().next().map_or_else(|| asked.to_owned(), ToString::to_string),
         reference: image.digests().next().map_or_else(|| id.clone(), ToString::to_string),
-        user_specified: request.user_specified_image.clone(),
+        user_specified: user_specified.to_owned(),
         id,
     }
 }
 
-fn mount_view(mount: &MountRequest) -> MountView {
+fn mount_view((mount, image): (&MountRequest, &Option<Arc<ImageRecord>>)) -> MountView {
+    let wanted = mount.image.as_ref();
     MountView {
         container_path: mount.container_path.clone(),
         host_path: mount.host_path.clone(),
@@ -262,5 +271,11 @@ fn mount_view(mount: &MountRequest) -> MountView {
             Propagation::HostToContainer => 1,
             Propagation::Bidirectional => 2,
         },
+        image: image
+            .as_ref()
+            .zip(wanted)
+            .map(|(image, wanted)| view(image, &wanted.image, &wanted.user_specified)),
+        image_sub_path: wanted.map(|wanted| wanted.sub_path.clone()).unwrap_or_default(),
+        options: mount.options.clone(),
     }
 }

@@ -10,6 +10,7 @@ pub mod spec;
 pub mod start;
 pub mod stop;
 pub mod update;
+pub mod volumes;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

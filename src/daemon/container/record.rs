@@ -30,6 +30,15 @@ pub struct MountView {
     pub selinux_relabel: bool,
     /// Propagation, as the CRI's number.
     pub propagation: i32,
+    /// The image that is mounted instead of a path of the host.
+    #[serde(default)]
+    pub image: Option<ImageView>,
+    /// File or directory in that image; empty is all of it.
+    #[serde(default)]
+    pub image_sub_path: String,
+    /// Further flags of the mount, as given.
+    #[serde(default)]
+    pub options: Vec<String>,
 }
 
 /// The image that a container was made from.

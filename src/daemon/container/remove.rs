@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Container;
 use super::stop::stop_container;
+use super::{Container, volumes};
 use crate::error::{Error, Within as _};
 use crate::node::Node;
 use crate::record as disk;
@@ -30,6 +30,7 @@ pub async fn remove_container(node: &Arc<Node>, container: &Arc<Container>) -> R
         drop(lock(&removed.rootfs).take());
         remove_cgroup(node, &removed.record().cgroup_path.as_str().try_into()?)?;
         node.store.remove(removed.id.as_str())?;
+        volumes::remove(node, &removed.id)?;
         Ok(disk::remove_directory(&removed.directory)?)
     })
     .await

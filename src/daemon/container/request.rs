@@ -51,14 +51,29 @@ pub struct ContainerRequest {
 pub struct MountRequest {
     /// Path in the container.
     pub container_path: String,
-    /// Path on the host.
+    /// Path on the host; empty with an image.
     pub host_path: String,
+    /// The image to mount instead of a path of the host.
+    pub image: Option<ImageMount>,
+    /// Further flags, of the mount and everything below: `noexec`, `nodev`, `nosuid` and the like.
+    pub options: Vec<String>,
     /// Writable or not.
     pub access: Access,
     /// Relabel for SELinux.
     pub selinux_relabel: bool,
     /// How mounts travel.
     pub propagation: Propagation,
+}
+
+/// An image as a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageMount {
+    /// Image id, digest or tag.
+    pub image: String,
+    /// What the user's pod spec said, for showing.
+    pub user_specified: String,
+    /// File or directory inside; empty is all of it.
+    pub sub_path: String,
 }
 
 /// Writable or not.

@@ -17,6 +17,7 @@ use pinnace_spec::{capabilities, defaults, devices, image, mounts};
 
 use super::record::Resources;
 use super::request::{Access, ContainerRequest, MountRequest, Profile, Propagation, Security};
+use super::volumes::{self, Volume};
 use crate::config::{self, SeccompDefault};
 use crate::error::{Error, Within as _};
 use crate::node::Node;
@@ -68,13 +69,14 @@ pub fn build(
     request: &ContainerRequest,
     config: Option<&ImageConfig>,
     user: &User,
+    volumes: &[Volume],
     cgroup_path: &str,
 ) -> Result<Built, Error> {
     let facts = &node.facts;
     let security = &request.security;
     let mut spec = if security.privileged { defaults::privileged(facts)? } else { defaults::spec(facts) };
     spec.set_hostname(Some(sandbox.config.hostname.clone()).filter(|name| !name.is_empty()));
-    spec.set_mounts(Some(all_mounts(node, sandbox, request, &spec)?));
+    spec.set_mounts(Some(all_mounts(node, sandbox, request, volumes, &spec)?));
     spec.set_annotations(None);
     if let Some(root) = spec.root_mut() {
         root.set_readonly(Some(security.read_only_rootfs));
@@ -150,6 +152,7 @@ fn all_mounts(
     node: &Node,
     sandbox: &Sandbox,
     request: &ContainerRequest,
+    volumes: &[Volume],
     spec: &Spec,
 ) -> Result<Vec<Mount>, Error> {
     let mut defaults = spec.mounts().clone().unwrap_or_default();
@@ -172,11 +175,17 @@ fn all_mounts(
     {
         defaults.push(mounts::bind(target, sandbox.directory.join(name), &["rbind", "rprivate", access]));
     }
-    let requested = request.mounts.iter().map(bind).collect();
+    // The request's own mounts win over those of the image.
+    defaults.extend(
+        volumes
+            .iter()
+            .map(|volume| mounts::bind(&volume.destination, &volume.source, &["rbind", "rprivate", "rw"])),
+    );
+    let requested = request.mounts.iter().enumerate().map(|(number, mount)| bind(number, mount)).collect();
     Ok(mounts::merge(defaults, requested)?)
 }
 
-fn bind(mount: &MountRequest) -> Mount {
+fn bind(number: usize, mount: &MountRequest) -> Mount {
     let propagation = match mount.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
@@ -187,7 +196,15 @@ fn bind(mount: &MountRequest) -> Mount {
         Access::ReadOnly => "ro",
         Access::RecursiveReadOnly => "rro",
     };
-    mounts::bind(&mount.container_path, &mount.host_path, &["rbind", propagation, access])
+    let source = match &mount.image {
+        Some(_) => volumes::view_source(number),
+        None => PathBuf::from(&mount.host_path),
+    };
+    // On what is mounted below the source, too: a flag that stops at the first mount protects from nothing.
+    let further: Vec<_> = mount.options.iter().map(|option| format!("r{option}")).collect();
+    let options: Vec<_> =
+        ["rbind", propagation, access].into_iter().chain(further.iter().map(String::as_str)).collect();
+    mounts::bind(&mount.container_path, source, &options)
 }
 
 /// The container's root must let through what its mounts do.

@@ -1,6 +1,8 @@
 //! StartContainer: cgroup, root file system, plan, launch.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,7 +16,7 @@ use pinnace_store::MountOptions;
 
 use super::record::{Exit, Status};
 use super::spec::{PodPaths, target_path};
-use super::{Container, exit};
+use super::{Container, exit, volumes};
 use crate::clock;
 use crate::error::{Error, Within as _};
 use crate::monitor::Monitor;
@@ -122,7 +124,7 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPla
                 .filter(|target| !target.is_empty())
                 .map(|target| (target_path(&target), target)),
         },
-        sources: [(node.pod_shm_source().to_owned(), Source::PodShm)].into(),
+        sources: sources(node, container)?,
         missing_source: MissingSource::Refuse,
         binary_env: record.binary_env.clone(),
         hold: false,
@@ -140,6 +142,26 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPla
         process.umask = Some(node.config.container.umask);
     }
     Ok((plan, lowered.descriptors))
+}
+
+/// Sources of mounts that are no paths of the host.
+fn sources(node: &Node, container: &Container) -> Result<HashMap<PathBuf, Source>, Error> {
+    let mut sources = HashMap::from([(node.pod_shm_source().to_owned(), Source::PodShm)]);
+    for (number, mount) in container.record().mounts.iter().enumerate() {
+        let Some(image) = &mount.image else { continue };
+        let tree =
+            volumes::mount_view(node, &container.id, number, None).map_err(|error| Error::ImageVolume {
+                image: image.name.clone(),
+                destination: mount.container_path.clone(),
+                source: Box::new(error),
+            })?;
+        let source = match mount.image_sub_path.as_str() {
+            "" => Source::Tree(tree),
+            path => Source::Part(tree, path.into()),
+        };
+        sources.insert(volumes::view_source(number), source);
+    }
+    Ok(sources)
 }
 
 /// Makes the container's cgroup and the descriptors by which its first process joins it.

@@ -71,6 +71,14 @@ fn mount(mount: &MountView) -> v1::Mount {
         selinux_relabel: mount.selinux_relabel,
         propagation: mount.propagation,
         recursive_read_only: mount.recursive_read_only,
+        image: mount.image.as_ref().map(|image| v1::ImageSpec {
+            image: image.reference.clone(),
+            user_specified_image: image.user_specified.clone(),
+            image_ref: image.id.clone(),
+            ..Default::default()
+        }),
+        image_sub_path: mount.image_sub_path.clone(),
+        mount_options: mount.options.clone(),
         ..Default::default()
     }
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use pinnace_cri_api::v1;
 use pinnace_store::ImageRecord;
 
+use crate::container::volumes;
 use crate::error::{Error, Within as _};
 use crate::image::{configuration, find};
 use crate::node::Node;
@@ -33,6 +34,13 @@ pub async fn remove(node: &Node, request: v1::RemoveImageRequest) -> Result<v1::
     node.mutation(|node| async move {
         node.blocking(move |node| {
             if let Some(record) = find(node, &name) {
+                if let Some(user) = volumes::user_of_image(node, &record.id.to_string()) {
+                    return Err(Error::State {
+                        subject: format!("image {}", record.id),
+                        state: format!("mounted into container {user}"),
+                        hint: "an image that is a volume can be removed after its containers".to_owned(),
+                    });
+                }
                 node.store.remove_image(&record.id)?;
             }
             Ok(())

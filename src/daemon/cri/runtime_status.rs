@@ -27,7 +27,11 @@ pub fn answer(node: &Node, request: &v1::StatusRequest) -> Result<v1::StatusResp
                 user_namespaces: false,
             }),
         }],
-        features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        features: Some(v1::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            mount_options: true,
+            ..Default::default()
+        }),
     })
 }
 

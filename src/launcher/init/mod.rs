@@ -27,7 +27,6 @@
 //! it had mounted dies with its mount namespace, so no step needs an undo.
 
 pub(crate) mod control;
-mod copy_up;
 mod devices;
 mod identity;
 mod mask;

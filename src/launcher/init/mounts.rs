@@ -3,14 +3,16 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use pinnace_sys::mount::{Attributes, Reach, change};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
+use rustix::process::fchdir;
 
-use super::copy_up;
 use super::target::{self, Kind, Links};
+use crate::copy_tree;
 use crate::failure::{At, Failure};
 use crate::plan::{LaunchPlan, Mount, MountSource, NewFilesystem};
 use crate::slots::Slots;
@@ -57,6 +59,13 @@ fn mount_one(
         }
         None => return Err(super::missing("mount source")),
     };
+    let part;
+    let source = if mount.sub_path.is_empty() {
+        source
+    } else {
+        part = sub_mount(source, root, mount)?;
+        part.as_fd()
+    };
     if !matches!(mount.source, Some(MountSource::New(_))) && mount.attributes != 0 {
         let reach = if mount.recursive { Reach::Tree } else { Reach::Mount };
         change(source, reach, &Attributes::setting(mount.attributes)).at(
@@ -78,9 +87,30 @@ fn mount_one(
     };
     let target = mount_point(root, mount, kind)?;
     if mount.copy_up {
-        copy_up::copy(target.as_fd(), source).at(STAGE, "copy_up", &mount.target)?;
+        copy_tree::copy(target.as_fd(), source).at(STAGE, "copy_up", &mount.target)?;
     }
     attach(source, target.as_fd()).at(STAGE, "move_mount", &mount.target)
+}
+
+/// A mount of a file or directory inside a detached mount; links in its path do not lead out of that.
+///
+/// Kernels before 6.15 clone only what is attached somewhere, so for that moment it stands on top of the root.
+fn sub_mount(source: BorrowedFd<'_>, root: BorrowedFd<'_>, mount: &Mount) -> Result<OwnedFd, Failure> {
+    let path = &mount.sub_path;
+    let place = openat2(
+        source,
+        path.as_slice(),
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )
+    .at(STAGE, "openat2", path)?;
+    attach(source, root).at(STAGE, "move_mount", path)?;
+    let part = bind(place.as_fd()).at(STAGE, "open_tree", path)?;
+    fchdir(source).at(STAGE, "fchdir", path)?;
+    unmount(".", UnmountFlags::DETACH).at(STAGE, "umount2", path)?;
+    fchdir(root).at(STAGE, "fchdir", "/")?;
+    Ok(part)
 }
 
 /// Attaches a detached mount to where `target` is open.

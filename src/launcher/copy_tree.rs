@@ -1,24 +1,29 @@
-//! Fills a fresh tmpfs with what the image has at the mount point (OCI `tmpcopyup`).
+//! Fills an empty directory with what another one has: a fresh tmpfs with what the image has at the mount point (OCI
+//! `tmpcopyup`), and a volume that the image declares.
 //!
-//! Directories, regular files, symbolic links, nodes; with owner and mode. Nothing is followed, and nothing of the
-//! container runs yet.
+//! Directories, regular files, symbolic links, nodes; with owner, mode and extended attributes. Nothing is followed, and
+//! nothing of the container runs yet.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chmodat, chownat, copy_file_range, mkdirat,
-    mknodat, openat, readlinkat, statat, symlinkat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags, chmodat, chownat, copy_file_range,
+    fgetxattr, flistxattr, fsetxattr, mkdirat, mknodat, openat, readlinkat, statat, symlinkat,
 };
 use rustix::io::Errno;
+
+/// Most bytes of all names, and of one value, of a file's attributes (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const ATTRIBUTE_BYTES: usize = 64 << 10;
 
 /// Deepest directory; a path cannot be longer than this many parts anyway.
 const DEPTH: u32 = 2048;
 
 /// Copies the content of directory `from` into directory `to`; the directory itself lends its owner and mode.
-pub(super) fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+pub fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     let stat = rustix::fs::fstat(from)?;
     directory(from, to, DEPTH)?;
-    own(to, c".", &stat)
+    own(to, c".", &stat)?;
+    attributes(&open_directory(from, c".")?, &open_directory(to, c".")?)
 }
 
 fn directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32) -> Result<(), Errno> {
@@ -31,16 +36,54 @@ fn directory(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: u32) -> Result<(),
         }
         let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        match kind {
+        let pair = match kind {
             FileType::Directory => {
                 mkdirat(to, name, Mode::from_raw_mode(0o700))?;
-                directory(open_directory(from, name)?.as_fd(), open_directory(to, name)?.as_fd(), depth)?;
+                let (source, copy) = (open_directory(from, name)?, open_directory(to, name)?);
+                directory(source.as_fd(), copy.as_fd(), depth)?;
+                Some((source, copy))
             }
-            FileType::RegularFile => file(from, to, name, &stat)?,
-            FileType::Symlink => symlinkat(readlinkat(from, name, Vec::new())?, to, name)?,
-            _ => mknodat(to, name, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?,
-        }
+            FileType::RegularFile => Some(file(from, to, name, &stat)?),
+            FileType::Symlink => {
+                symlinkat(readlinkat(from, name, Vec::new())?, to, name)?;
+                None
+            }
+            _ => {
+                mknodat(to, name, kind, Mode::from_raw_mode(0o600), stat.st_rdev)?;
+                None
+            }
+        };
         own(to, name, &stat)?;
+        // After the owner: chown(2) takes file capabilities off.
+        if let Some((source, copy)) = pair {
+            attributes(&source, &copy)?;
+        }
+    }
+    Ok(())
+}
+
+/// Extended attributes, those aside that belong to where a file is: labels and what overlayfs keeps for itself.
+fn attributes(from: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+    let mut names = vec![0u8; ATTRIBUTE_BYTES];
+    let length = match flistxattr(from, &mut names[..]) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        other => other?,
+    };
+    for name in names.get(..length).unwrap_or_default().split(|byte| *byte == 0) {
+        let foreign = name.starts_with(b"trusted.overlay.") || name == b"security.selinux";
+        if name.is_empty() || foreign {
+            continue;
+        }
+        let mut value = vec![0u8; ATTRIBUTE_BYTES];
+        let length = match fgetxattr(from, name, &mut value[..]) {
+            Err(Errno::NODATA) => continue,
+            other => other?,
+        };
+        match fsetxattr(to, name, value.get(..length).unwrap_or_default(), XattrFlags::empty()) {
+            // A tmpfs may have no place for them.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
     }
     Ok(())
 }
@@ -50,7 +93,12 @@ fn open_directory(at: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, 
     openat(at, name, flags, Mode::empty())
 }
 
-fn file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &std::ffi::CStr, stat: &Stat) -> Result<(), Errno> {
+fn file(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &std::ffi::CStr,
+    stat: &Stat,
+) -> Result<(OwnedFd, OwnedFd), Errno> {
     let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let source = openat(from, name, read, Mode::empty())?;
     let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -61,13 +109,14 @@ fn file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &std::ffi::CStr, stat: &
             Ok(0) => break,
             Ok(copied) => left -= copied.min(left),
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                return read_and_write(&source, &copy);
+                read_and_write(&source, &copy)?;
+                break;
             }
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
     }
-    Ok(())
+    Ok((source, copy))
 }
 
 fn read_and_write(source: &OwnedFd, copy: &OwnedFd) -> Result<(), Errno> {

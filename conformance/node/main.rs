@@ -6,6 +6,7 @@
 
 mod crash;
 mod errors;
+mod events;
 mod exec_sync;
 mod image_status;
 mod lifecycle;
@@ -17,6 +18,7 @@ mod resources;
 mod runtime;
 mod sandbox;
 mod security;
+mod stats;
 mod users;
 mod volumes;
 

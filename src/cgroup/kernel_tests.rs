@@ -217,7 +217,7 @@ fn pids_limit_holds() {
     // The shell gives up at the first refused fork and leaves what it started.
     assert!(!child.0.wait().unwrap().success());
     assert_eq!(cgroup.pids().unwrap().len(), 3);
-    assert!(cgroup.stats().unwrap().tasks.unwrap() <= 4);
+    assert!(cgroup.usage().tasks.unwrap() <= 4);
 }
 
 #[test]
@@ -316,8 +316,9 @@ fn freezing_stops_time() {
     let tree = Tree::new();
     let cgroup = tree.cgroup("{}");
     let _child = Joined::spawn(&cgroup, "while :; do :; done");
-    let used = || cgroup.stats().unwrap().cpu_ns.unwrap();
+    let used = || cgroup.usage().cpu_ns.unwrap();
     eventually("it runs", || used() > 0);
+    eventually("ticks count it as a program's", || cgroup.detail().user_ns.unwrap() > 0);
     cgroup.freeze().unwrap();
     let before = used();
     std::thread::sleep(Duration::from_millis(100));
@@ -378,7 +379,7 @@ fn a_limit_below_usage_can_be_refused() {
     let _child = Joined::spawn(&cgroup, "head -c 20000000 /dev/zero | tail | read x; sleep 1000");
     let holder =
         Joined::spawn(&cgroup, "x=$(head -c 8000000 /dev/zero | tr '\\0' x); echo ready; sleep 1000");
-    eventually("memory is used", || cgroup.stats().unwrap().memory_bytes.unwrap() > 8_000_000);
+    eventually("memory is used", || cgroup.usage().memory.unwrap().usage_bytes > 8_000_000);
     let small = resources(r#"{"memory":{"limit":4194304,"checkBeforeUpdate":true}}"#);
     assert!(matches!(cgroup.update(&small), Err(CgroupError::BelowUsage { limit_bytes: 4_194_304, .. })));
     drop(holder);
@@ -415,10 +416,21 @@ fn an_opened_cgroup_is_as_good_as_the_created_one() {
     assert_eq!(created.read("pids", "pids.max").unwrap().trim(), "8");
     let child = Joined::spawn(&opened, "sleep 1000");
     assert_eq!(created.pids().unwrap().len(), 1 + usize::from(created.pids().unwrap().len() > 1));
-    let stats = created.stats().unwrap();
-    assert!(stats.memory_bytes.unwrap() >= stats.working_set_bytes.unwrap());
-    assert!(stats.tasks.unwrap() >= 1 && stats.cpu_ns.unwrap() > 0, "{stats:?}");
+    let usage = created.usage();
+    let memory = usage.memory.unwrap();
+    assert!(memory.usage_bytes >= memory.working_set_bytes, "{usage:?}");
+    // The kernel adds these up every two seconds.
+    eventually("page faults show", || created.usage().memory.unwrap().page_faults > 0);
+    assert!(usage.tasks.unwrap() >= 1 && usage.cpu_ns.unwrap() > 0, "{usage:?}");
+    let detail = created.detail();
+    assert_eq!((detail.tasks_max, detail.oom_kills), (Some(8), Some(0)), "{detail:?}");
+    assert!(detail.max_memory_bytes.unwrap() >= memory.working_set_bytes, "{detail:?}");
+    created.kill_all().unwrap();
     drop(child);
+    created.remove(PATIENCE).unwrap();
+    // What has gone shows nothing, and is no error.
+    assert_eq!(created.usage(), crate::Usage::default());
+    assert_eq!(created.detail(), crate::Detail::default());
 }
 
 /// What a pod start pays. Run with `--release --nocapture --ignored`.

@@ -29,11 +29,12 @@ mod file;
 #[cfg(test)]
 mod kernel_tests;
 mod kill;
+mod oom;
 mod path;
 mod session;
 mod setting;
-mod stats;
 mod unified;
+mod usage;
 mod v1;
 mod v2;
 
@@ -41,6 +42,7 @@ pub use cgroup::{Cgroup, JoinFds, Limits};
 pub use detect::{Driver, Hierarchy, Mode};
 pub use devices::{Access, DeviceKind, DeviceRules};
 pub use error::{CgroupError, Code, Result};
+pub use oom::OomCounter;
 pub use path::CgroupPath;
 pub use session::Session;
-pub use stats::{OomCounter, Stats, StatsFiles};
+pub use usage::{Detail, DeviceIo, HugePages, Memory, Pressure, Stall, Swap, Usage};

@@ -15,6 +15,7 @@ pub mod config;
 pub mod container;
 pub mod cri;
 pub mod error;
+pub mod events;
 pub mod id;
 pub mod image;
 pub mod logging;
@@ -28,6 +29,7 @@ pub mod sandbox;
 pub mod serve;
 pub mod socket;
 pub mod state_lock;
+pub mod stats;
 pub mod table;
 
 pub use serve::serve;

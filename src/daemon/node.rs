@@ -1,5 +1,6 @@
 //! The node: everything that the daemon's operations work on.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -19,6 +20,7 @@ use crate::config::Config;
 use crate::container::Container;
 use crate::container::record::ContainerName;
 use crate::error::Error;
+use crate::events::Events;
 use crate::id::{ContainerId, SandboxId};
 use crate::operation::Operations;
 use crate::sandbox::Sandbox;
@@ -48,6 +50,8 @@ pub struct Node {
     pub programs: Arc<ProgramCache>,
     /// The monitor's program, sealed (rule R6, CVE-2019-5736).
     pub monitor_program: OwnedFd,
+    /// Where sandboxes and containers tell what happens to them.
+    pub events: Events,
     /// Pod sandboxes.
     pub sandboxes: Table<SandboxName, Sandbox>,
     /// Containers.
@@ -98,6 +102,7 @@ impl Node {
             kernel: parts.kernel,
             programs: Arc::new(ProgramCache::new()),
             monitor_program: parts.monitor_program,
+            events: Events::default(),
             sandboxes: Table::default(),
             containers: Table::default(),
             sandbox_runs: Operations::new(tasks.clone()),
@@ -133,6 +138,15 @@ impl Node {
         let mut containers = self.containers.all();
         containers.retain(|container| container.sandbox.id == *sandbox);
         containers
+    }
+
+    /// All containers by their sandboxes.
+    pub fn containers_by_sandbox(&self) -> HashMap<SandboxId, Vec<Arc<Container>>> {
+        let mut sandboxes = HashMap::<_, Vec<_>>::new();
+        for container in self.containers.all() {
+            sandboxes.entry(container.sandbox.id.clone()).or_default().push(container);
+        }
+        sandboxes
     }
 
     /// Runs what blocks (mounts, cgroups, files) off the reactor.

@@ -84,7 +84,7 @@ async fn recover_sandbox(
     }
     let ready = record.phase == Phase::Ready;
     let name = record.config.name.clone();
-    let sandbox = Arc::new(Sandbox::new(record, directory.to_owned(), None));
+    let sandbox = Arc::new(Sandbox::new(record, directory.to_owned(), node.events.clone()));
     sandbox.delivered.store(true, Ordering::Relaxed);
     let state = if ready { reconnect(node, &sandbox).await } else { None };
     // Two live sandboxes of one name cannot be; if records say so the first found keeps it.

@@ -19,6 +19,7 @@ use super::request::{Access, ContainerRequest, MountRequest, Propagation, Securi
 use super::{spec, volumes};
 use crate::clock;
 use crate::error::{Error, IMAGE_VOLUME, Within as _};
+use crate::events::Happened;
 use crate::id::ContainerId;
 use crate::node::Node;
 use crate::record as disk;
@@ -64,7 +65,9 @@ async fn start(
     match built {
         Ok(container) => {
             tracing::info!(container_id = %id, sandbox_id = %key.0, name = key.1.name, "container created");
-            node.containers.insert(id.as_str(), Arc::new(container));
+            let container = Arc::new(container);
+            node.containers.insert(id.as_str(), Arc::clone(&container));
+            container.tell(Happened::Created);
             Ok(id)
         }
         Err(error) => {

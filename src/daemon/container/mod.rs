@@ -19,9 +19,11 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
+use crate::events::Happened;
 use crate::id::ContainerId;
 use crate::record as disk;
 use crate::sandbox::Sandbox;
+use crate::stats;
 use crate::table::lock;
 use record::{ContainerRecord, Status};
 
@@ -42,6 +44,8 @@ pub struct Container {
     pub rootfs: Mutex<Option<OwnedFd>>,
     /// The earliest deadline of a stop, so that a second one cannot extend the first.
     pub stop_deadline: Mutex<Option<tokio::time::Instant>>,
+    /// What statistics remember.
+    pub stats: stats::Memory,
     record: Mutex<ContainerRecord>,
     status: watch::Sender<Status>,
 }
@@ -57,6 +61,7 @@ impl Container {
             delivered: AtomicBool::new(false),
             rootfs: Mutex::new(None),
             stop_deadline: Mutex::new(None),
+            stats: stats::Memory::default(),
             status: watch::Sender::new(record.status.clone()),
             record: Mutex::new(record),
         }
@@ -94,10 +99,30 @@ impl Container {
         change(&mut next);
         disk::write(&Self::record_path(&self.directory), &next)?;
         if next.status != record.status {
-            self.status.send_replace(next.status.clone());
+            self.tell_status(&record.status, &next.status);
         }
         *record = next;
         Ok(())
+    }
+
+    /// Tells the listeners of something that has happened to it.
+    pub fn tell(&self, happened: Happened) {
+        self.sandbox.events.tell(self.id.as_str(), &self.sandbox.id, happened);
+    }
+
+    /// An end that overtakes the news of the start is told after it.
+    fn tell_status(&self, before: &Status, now: &Status) {
+        self.status.send_replace(now.clone());
+        match now {
+            Status::Created | Status::Starting => {}
+            Status::Running { .. } => self.tell(Happened::Started),
+            Status::Exited(exit) => {
+                if !matches!(before, Status::Running { .. }) && exit.started_at_ns != 0 {
+                    self.tell(Happened::Started);
+                }
+                self.tell(Happened::Stopped);
+            }
+        }
     }
 
     /// Records something that has happened whether or not the disk takes it; says whether it did.
@@ -105,8 +130,9 @@ impl Container {
         let written = self.change(&change);
         if written.is_err() {
             let mut record = lock(&self.record);
+            let before = record.status.clone();
             change(&mut record);
-            self.status.send_replace(record.status.clone());
+            self.tell_status(&before, &record.status);
         }
         written
     }

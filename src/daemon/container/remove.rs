@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::stop::stop_container;
 use super::{Container, volumes};
 use crate::error::{Error, Within as _};
+use crate::events::Happened;
 use crate::node::Node;
 use crate::record as disk;
 use crate::sandbox::remove::remove_cgroup;
@@ -38,6 +39,7 @@ pub async fn remove_container(node: &Arc<Node>, container: &Arc<Container>) -> R
     node.containers.remove(container.id.as_str());
     let key = (container.sandbox.id.clone(), container.record().name);
     node.containers.release(&key, container.id.as_str());
+    container.tell(Happened::Deleted);
     tracing::info!(container_id = %container.id, "container removed");
     Ok(())
 }

@@ -1,38 +1,49 @@
 //! ListContainers: id (or prefix), state, sandbox and labels, all of them.
 
+use std::sync::Arc;
+
 use pinnace_cri_api::v1;
 
 use super::list_pod_sandbox::{has_labels, map};
+use crate::container::Container;
 use crate::container::record::{ContainerRecord, Status};
 use crate::node::Node;
 
 /// Containers that match, from memory.
 pub fn list(node: &Node, filter: &v1::ContainerFilter) -> Vec<v1::Container> {
-    let candidates = match filter.id.as_str() {
+    select(node, filter).iter().map(|container| message(&container.record())).collect()
+}
+
+/// The containers that match.
+pub fn select(node: &Node, filter: &v1::ContainerFilter) -> Vec<Arc<Container>> {
+    let mut candidates = match filter.id.as_str() {
         "" => node.containers.all(),
         // An ambiguous prefix selects nothing, as in the peers.
         prefix => node.containers.find(prefix).into_iter().collect(),
     };
     let wanted = filter.state.as_ref().map(|value| value.state);
+    candidates.retain(|container| {
+        let record = container.record();
+        record.sandbox_id.as_str().starts_with(&filter.pod_sandbox_id)
+            && wanted.is_none_or(|wanted| wanted == state(&record.status))
+            && has_labels(&record.labels, &filter.label_selector)
+    });
     candidates
-        .iter()
-        .filter(|container| container.sandbox.id.as_str().starts_with(&filter.pod_sandbox_id))
-        .map(|container| container.record())
-        .filter(|record| wanted.is_none_or(|wanted| wanted == state(&record.status)))
-        .filter(|record| has_labels(&record.labels, &filter.label_selector))
-        .map(|record| v1::Container {
-            id: record.id.to_string(),
-            pod_sandbox_id: record.sandbox_id.to_string(),
-            metadata: Some(metadata(&record)),
-            image: Some(image(&record)),
-            image_ref: record.image.id.clone(),
-            state: state(&record.status),
-            created_at: record.created_at_ns,
-            labels: map(&record.labels),
-            annotations: map(&record.annotations),
-            image_id: record.image.id.clone(),
-        })
-        .collect()
+}
+
+fn message(record: &ContainerRecord) -> v1::Container {
+    v1::Container {
+        id: record.id.to_string(),
+        pod_sandbox_id: record.sandbox_id.to_string(),
+        metadata: Some(metadata(record)),
+        image: Some(image(record)),
+        image_ref: record.image.id.clone(),
+        state: state(&record.status),
+        created_at: record.created_at_ns,
+        labels: map(&record.labels),
+        annotations: map(&record.annotations),
+        image_id: record.image.id.clone(),
+    }
 }
 
 /// A container that is starting is still only created to the outside.

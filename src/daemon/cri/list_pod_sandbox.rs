@@ -1,6 +1,7 @@
 //! ListPodSandbox: id (or prefix), state and labels, all of them.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use pinnace_cri_api::v1;
 
@@ -10,26 +11,34 @@ use crate::sandbox::record::{Phase, SandboxName};
 
 /// Sandboxes that match, from memory.
 pub fn list(node: &Node, filter: &v1::PodSandboxFilter) -> Vec<v1::PodSandbox> {
-    let candidates = match filter.id.as_str() {
+    select(node, filter).iter().map(|sandbox| message(sandbox)).collect()
+}
+
+/// The sandboxes that match.
+pub fn select(node: &Node, filter: &v1::PodSandboxFilter) -> Vec<Arc<Sandbox>> {
+    let mut candidates = match filter.id.as_str() {
         "" => node.sandboxes.all(),
         // An ambiguous prefix selects nothing, as in the peers.
         prefix => node.sandboxes.find(prefix).into_iter().collect(),
     };
     let wanted = filter.state.as_ref().map(|value| value.state);
+    candidates.retain(|sandbox| {
+        wanted.is_none_or(|wanted| wanted == state(sandbox))
+            && has_labels(&sandbox.config.labels, &filter.label_selector)
+    });
     candidates
-        .iter()
-        .filter(|sandbox| wanted.is_none_or(|wanted| wanted == state(sandbox)))
-        .filter(|sandbox| has_labels(&sandbox.config.labels, &filter.label_selector))
-        .map(|sandbox| v1::PodSandbox {
-            id: sandbox.id.to_string(),
-            metadata: Some(metadata(&sandbox.config.name)),
-            state: state(sandbox),
-            created_at: sandbox.created_at_ns,
-            labels: map(&sandbox.config.labels),
-            annotations: map(&sandbox.config.annotations),
-            runtime_handler: sandbox.config.runtime_handler.clone(),
-        })
-        .collect()
+}
+
+fn message(sandbox: &Sandbox) -> v1::PodSandbox {
+    v1::PodSandbox {
+        id: sandbox.id.to_string(),
+        metadata: Some(metadata(&sandbox.config.name)),
+        state: state(sandbox),
+        created_at: sandbox.created_at_ns,
+        labels: map(&sandbox.config.labels),
+        annotations: map(&sandbox.config.annotations),
+        runtime_handler: sandbox.config.runtime_handler.clone(),
+    }
 }
 
 /// READY as long as its namespaces are there.

@@ -6,11 +6,13 @@
 mod container_config;
 mod container_status;
 mod create_container;
+mod events;
 mod exec_sync;
 mod image;
 mod image_fs_info;
 mod list_containers;
 mod list_pod_sandbox;
+mod metrics;
 mod mounts;
 mod pod_sandbox_status;
 mod pull_image;
@@ -19,9 +21,11 @@ mod runtime_status;
 mod sandbox_config;
 mod security;
 mod signal;
+mod stats;
 mod status;
 mod update_container_resources;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,22 +39,9 @@ pub const UNIMPLEMENTED: &[&str] = &[
     "Attach",
     "CheckpointContainer",
     "CheckpointPod",
-    "ContainerStats",
     "Exec",
-    "GetContainerEvents",
-    "ListContainerStats",
-    "ListMetricDescriptors",
-    "ListPodSandboxMetrics",
-    "ListPodSandboxStats",
-    "PodSandboxStats",
     "PortForward",
     "RestorePod",
-    "StreamContainerStats",
-    "StreamContainers",
-    "StreamImages",
-    "StreamPodSandboxMetrics",
-    "StreamPodSandboxStats",
-    "StreamPodSandboxes",
     "UpdatePodSandboxResources",
 ];
 
@@ -74,6 +65,25 @@ impl Services {
 }
 
 type Answer<T> = Result<Response<T>, tonic::Status>;
+
+/// Answers of a stream.
+type Streamed<T> = Pin<Box<dyn futures_util::Stream<Item = Result<T, tonic::Status>> + Send>>;
+
+/// Most items in one message of a list that is streamed: far below the 16 MiB that clients take, whatever the labels.
+const BATCH: usize = 500;
+
+/// A list in batches: each item once, from one look at the node, and no message for an empty list.
+fn batches<T: Send + 'static, M: Send + 'static>(
+    items: Vec<T>,
+    message: impl Fn(Vec<T>) -> M + Send + 'static,
+) -> Streamed<M> {
+    let mut items = items.into_iter();
+    let messages = std::iter::from_fn(move || {
+        let batch: Vec<T> = items.by_ref().take(BATCH).collect();
+        (!batch.is_empty()).then(|| Ok(message(batch)))
+    });
+    Box::pin(futures_util::stream::iter(messages))
+}
 
 /// Ends a call the way its code deserves to be logged: a caller's mistakes quietly, ours aloud.
 fn answer<T>(rpc: &'static str, result: Result<T, crate::error::Error>) -> Answer<T> {
@@ -234,6 +244,106 @@ impl v1::runtime_service_server::RuntimeService for Services {
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
         answer("ExecSync", exec_sync::answer(&self.node, request.into_inner()).await)
     }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<Streamed<v1::StreamPodSandboxesResponse>> {
+        let items = list_pod_sandbox::list(&self.node, &request.into_inner().filter.unwrap_or_default());
+        Ok(Response::new(batches(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes })))
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Answer<Streamed<v1::StreamContainersResponse>> {
+        let items = list_containers::list(&self.node, &request.into_inner().filter.unwrap_or_default());
+        Ok(Response::new(batches(items, |containers| v1::StreamContainersResponse { containers })))
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<v1::ContainerStatsRequest>,
+    ) -> Answer<v1::ContainerStatsResponse> {
+        let result = stats::container(&self.node, &request.into_inner().container_id).await;
+        answer("ContainerStats", result.map(|stats| v1::ContainerStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
+        let result = stats::containers(&self.node, request.into_inner().filter).await;
+        answer("ListContainerStats", result.map(|stats| v1::ListContainerStatsResponse { stats }))
+    }
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<Streamed<v1::StreamContainerStatsResponse>> {
+        let result = stats::containers(&self.node, request.into_inner().filter).await;
+        let message = |container_stats| v1::StreamContainerStatsResponse { container_stats };
+        answer("StreamContainerStats", result.map(|items| batches(items, message)))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        let result = stats::sandbox(&self.node, &request.into_inner().pod_sandbox_id).await;
+        answer("PodSandboxStats", result.map(|stats| v1::PodSandboxStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        let result = stats::sandboxes(&self.node, request.into_inner().filter).await;
+        answer("ListPodSandboxStats", result.map(|stats| v1::ListPodSandboxStatsResponse { stats }))
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Streamed<v1::StreamPodSandboxStatsResponse>> {
+        let result = stats::sandboxes(&self.node, request.into_inner().filter).await;
+        let message = |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        answer("StreamPodSandboxStats", result.map(|items| batches(items, message)))
+    }
+
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Answer<Streamed<v1::ContainerEventResponse>> {
+        Ok(Response::new(events::stream(&self.node)))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        Ok(Response::new(metrics::descriptors()))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        let result = metrics::pods(&self.node).await;
+        answer(
+            "ListPodSandboxMetrics",
+            result.map(|pod_metrics| v1::ListPodSandboxMetricsResponse { pod_metrics }),
+        )
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Streamed<v1::StreamPodSandboxMetricsResponse>> {
+        let result = metrics::pods(&self.node).await;
+        let message = |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        answer("StreamPodSandboxMetrics", result.map(|items| batches(items, message)))
+    }
 }
 
 #[tonic::async_trait]
@@ -259,6 +369,15 @@ impl v1::image_service_server::ImageService for Services {
         request: Request<v1::RemoveImageRequest>,
     ) -> Answer<v1::RemoveImageResponse> {
         answer("RemoveImage", image::remove(&self.node, request.into_inner()).await)
+    }
+
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Answer<Streamed<v1::StreamImagesResponse>> {
+        let filter = request.into_inner().filter.and_then(|filter| filter.image);
+        let images = image::list(&self.node, filter.as_ref()).images;
+        Ok(Response::new(batches(images, |images| v1::StreamImagesResponse { images })))
     }
 
     async fn image_fs_info(&self, _: Request<v1::ImageFsInfoRequest>) -> Answer<v1::ImageFsInfoResponse> {

@@ -28,7 +28,8 @@ pub fn answer(
     })
 }
 
-fn status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
+/// A sandbox as the CRI shows it.
+pub fn status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
     let config = &sandbox.config;
     let options = v1::NamespaceOption {
         network: mode_number(config.namespaces.network),

@@ -11,10 +11,12 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use crate::container::exit;
+use crate::events::{Events, Happened};
 use crate::id::SandboxId;
 use crate::monitor::{Monitor, Told};
 use crate::node::Node;
 use crate::record as disk;
+use crate::stats;
 use crate::table::lock;
 use record::{Phase, SandboxConfig, SandboxNetwork, SandboxRecord};
 
@@ -36,13 +38,17 @@ pub struct Sandbox {
     pub closing: AtomicBool,
     /// Whether a caller has received the id; a retry may take over one that nobody received.
     pub delivered: AtomicBool,
+    /// What statistics remember.
+    pub stats: stats::Memory,
+    /// Where it and its containers tell what happens.
+    pub events: Events,
     record: Mutex<SandboxRecord>,
     monitor: Mutex<Option<Arc<Monitor>>>,
 }
 
 impl Sandbox {
     /// From its record.
-    pub fn new(record: SandboxRecord, directory: PathBuf, monitor: Option<Arc<Monitor>>) -> Self {
+    pub fn new(record: SandboxRecord, directory: PathBuf, events: Events) -> Self {
         Self {
             id: record.id.clone(),
             config: record.config.clone(),
@@ -51,8 +57,10 @@ impl Sandbox {
             operation: tokio::sync::RwLock::new(()),
             closing: AtomicBool::new(false),
             delivered: AtomicBool::new(false),
+            stats: stats::Memory::default(),
+            events,
             record: Mutex::new(record),
-            monitor: Mutex::new(monitor),
+            monitor: Mutex::new(None),
         }
     }
 
@@ -82,8 +90,16 @@ impl Sandbox {
         let mut next = record.clone();
         change(&mut next);
         disk::write(&Self::record_path(&self.directory), &next)?;
+        if next.phase == Phase::Stopped && record.phase != Phase::Stopped {
+            self.tell(Happened::Stopped);
+        }
         *record = next;
         Ok(())
+    }
+
+    /// Tells the listeners of something that has happened to it.
+    pub fn tell(&self, happened: Happened) {
+        self.events.tell(self.id.as_str(), &self.id, happened);
     }
 
     /// Its monitor, while there is one.

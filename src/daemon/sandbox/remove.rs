@@ -9,6 +9,7 @@ use super::Sandbox;
 use super::stop::stop_sandbox;
 use crate::container::remove::remove_container;
 use crate::error::{Error, Within as _};
+use crate::events::Happened;
 use crate::node::Node;
 use crate::record as disk;
 
@@ -45,6 +46,7 @@ async fn remove_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), 
     .await?;
     node.sandboxes.remove(sandbox.id.as_str());
     node.sandboxes.release(&sandbox.config.name, sandbox.id.as_str());
+    sandbox.tell(Happened::Deleted);
     tracing::info!(sandbox_id = %sandbox.id, "sandbox removed");
     Ok(())
 }

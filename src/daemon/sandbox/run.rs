@@ -17,6 +17,7 @@ use super::record::{NamespaceMode, Phase, RECORD_VERSION, SandboxConfig, Sandbox
 use super::{Sandbox, files};
 use crate::clock;
 use crate::error::{Error, Within as _};
+use crate::events::Happened;
 use crate::id::SandboxId;
 use crate::monitor::Monitor;
 use crate::node::Node;
@@ -54,7 +55,9 @@ async fn start(node: Arc<Node>, config: SandboxConfig) -> Result<SandboxId, Erro
     match built {
         Ok(sandbox) => {
             sandbox.follow_monitor(&node);
-            node.sandboxes.insert(id.as_str(), sandbox);
+            node.sandboxes.insert(id.as_str(), Arc::clone(&sandbox));
+            sandbox.tell(Happened::Created);
+            sandbox.tell(Happened::Started);
             tracing::info!(sandbox_id = %id, name = %name, "sandbox ready");
             Ok(id)
         }
@@ -102,7 +105,11 @@ async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Resul
             prepare(&directory, &record)?;
             let run_directory = open_directory(&directory)?;
             let joined = netns.as_ref().map(|netns| duplicate(netns.fd())).transpose()?;
-            Ok((Sandbox::new(record, directory, None), netns, Descriptors { run_directory, netns: joined }))
+            Ok((
+                Sandbox::new(record, directory, node.events.clone()),
+                netns,
+                Descriptors { run_directory, netns: joined },
+            ))
         })
         .await?;
     let sandbox = Arc::new(sandbox);

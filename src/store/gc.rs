@@ -2,7 +2,9 @@
 //!
 //! Roots are images, snapshots and leases. A layer or blob that no root reaches is taken out of
 //! the index and moved to `trash/` while the index is locked, then unlinked; nobody can find it in
-//! between. Layer mounts end first, or the kernel would keep the blocks.
+//! between. Layer mounts end first, or the kernel would keep the blocks. The few large files of an
+//! EROFS layer are unlinked in the background and count until they are ([`crate::dying`]); the many
+//! of an unpacked one take longer than anybody should be kept in the dark, so they go first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -37,7 +39,7 @@ pub(crate) enum Scope<'a> {
 impl Inner {
     pub(crate) fn collect(&self, scope: &Scope<'_>) -> Result<Collected> {
         let mut collected = Collected::default();
-        let mut trash = Vec::new();
+        let (mut trash, mut dying) = (Vec::new(), Vec::new());
         let mut state = self.state();
         let mut layers: HashSet<DiffId> = HashSet::new();
         let mut blobs: HashSet<Digest> = HashSet::new();
@@ -70,9 +72,13 @@ impl Inner {
             }
             match self.discard_layer(&layer) {
                 Ok(name) => {
-                    trash.push(name);
+                    let usage = Usage { bytes: layer.info.disk_bytes, inodes: layer.info.disk_inodes };
+                    match layer.info.form {
+                        LayerForm::TarErofs => dying.push((name, self.dying.add(usage))),
+                        LayerForm::Directory => trash.push(name),
+                    }
                     collected.layers += 1;
-                    collected.freed += Usage { bytes: layer.info.disk_bytes, inodes: layer.info.disk_inodes };
+                    collected.freed += usage;
                 }
                 Err(error) => drop(first_error.get_or_insert(error)),
             }
@@ -94,6 +100,15 @@ impl Inner {
             }
         }
         drop(state);
+        for (name, part) in dying {
+            let trash = Arc::clone(&self.trash);
+            self.unlinker.run(move || {
+                if let Err(error) = trash.remove_tree(&name) {
+                    tracing::error!(name, error = &error as &dyn std::error::Error, "unlinking a layer");
+                }
+                drop(part);
+            });
+        }
         for name in trash {
             if let Err(error) = self.trash.remove_tree(&name) {
                 first_error.get_or_insert(error);
@@ -108,7 +123,11 @@ impl Inner {
         self.release_layer(layer)?;
         self.run_layers.remove_file(&name)?;
         let doomed = unique();
-        self.layers.rename(&name, &self.trash, &doomed)?;
+        match self.layers.rename(&name, &self.trash, &doomed) {
+            // Somebody has removed it behind our back: what was wanted.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+            moved => moved?,
+        }
         Ok(doomed)
     }
 

@@ -175,10 +175,19 @@ pub(crate) fn write(images: &Dir, record: &ImageRecord) -> Result<()> {
     images.replace(&name, &bytes, Flush::Yes)
 }
 
-/// Removes a record.
+/// Reads a record from disk.
+pub(crate) fn read(images: &Dir, id: &ImageId) -> Result<Option<ImageRecord>> {
+    let name = record_name(id);
+    let Some(bytes) = images.read(&name, RECORD_BYTES)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| Error::Record { path: images.entry(&name), source })
+}
+
+/// Removes a record. It need not be flushed before the layers go: a record that a power cut brings back without them is
+/// removed at the next start.
 pub(crate) fn remove(images: &Dir, id: &ImageId) -> Result<()> {
-    images.remove_file(&record_name(id))?;
-    images.flush()
+    images.remove_file(&record_name(id)).map(drop)
 }
 
 impl Inner {
@@ -352,6 +361,12 @@ impl Inner {
             return Ok(None);
         }
         remove(&self.images, id)?;
+        let images = Arc::clone(&self.images);
+        self.flusher.run(move || {
+            if let Err(error) = images.flush() {
+                tracing::error!(error = &error as &dyn std::error::Error, "flushing the removal of an image");
+            }
+        });
         Ok(self.state().images.drop_record(id))
     }
 }

@@ -47,7 +47,7 @@ impl Lease {
     /// Protects a layer, if the store has it.
     pub fn hold_layer(&self, diff_id: &DiffId) -> Option<LayerInfo> {
         let mut state = self.inner.state();
-        let info = state.layers.get(diff_id)?.info.clone();
+        let info = state.layers.get(diff_id).filter(|layer| !layer.is_damaged())?.info.clone();
         state.held(self.number).layers.insert(*diff_id);
         Some(info)
     }
@@ -59,7 +59,7 @@ impl Lease {
     pub fn hold_layer_of_blob(&self, blob: &Digest) -> Option<LayerInfo> {
         let mut state = self.inner.state();
         let layer = state.layers_by_blob.get(blob).copied()?;
-        let info = state.layers.get(&layer)?.info.clone();
+        let info = state.layers.get(&layer).filter(|layer| !layer.is_damaged())?.info.clone();
         state.held(self.number).layers.insert(layer);
         Some(info)
     }

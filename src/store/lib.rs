@@ -28,13 +28,16 @@
 //! All calls block and may be made from any thread. Lock order: image writer, index, layer root or
 //! fixups; the index is held for lookups, renames and requests to the mount thread only.
 
+mod accounts;
 mod assembly;
 mod blob;
 mod chain;
 pub mod digest;
 mod dir;
 mod durable;
+mod dying;
 mod error;
+mod fsck;
 mod gc;
 mod image;
 mod layer;
@@ -57,9 +60,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use accounts::{Accounts, Holders, ImageAccount, SnapshotAccount};
 pub use blob::MAX_BLOB_BYTES;
 pub use digest::{Algorithm, ChainId, DiffId, Digest, Hasher, ImageId};
 pub use error::{Code, Error, Result};
+pub use fsck::{Fault, Finding, FsckReport, Outcome, Repair};
 pub use gc::Collected;
 pub use image::{ImageRecord, ManifestRecord, NewImage};
 pub use layer::check::LayerCheck;
@@ -72,6 +77,7 @@ pub use usage::Usage;
 
 use crate::dir::{Dir, Flush, unique};
 use crate::durable::Background;
+use crate::dying::Dying;
 use crate::image::ImageIndex;
 use crate::layer::ingest::Work;
 use crate::layer::{Layer, TAR, file_name, parse_file_name};
@@ -84,6 +90,8 @@ use crate::snapshot::SnapshotRecord;
 const LAYERS: &str = "layers";
 const SNAPSHOTS: &str = "snapshots";
 const CHAINS: &str = "chains";
+/// How long a question about usage waits for files that are being unlinked.
+const SETTLE: std::time::Duration = std::time::Duration::from_millis(500);
 const EMPTY: [&str; 2] = ["empty", "empty-too"];
 
 /// How much one layer may ask for.
@@ -222,7 +230,7 @@ pub(crate) struct Inner {
     root: Dir,
     blobs: Dir,
     layers: Arc<Dir>,
-    images: Dir,
+    images: Arc<Dir>,
     snapshots: Dir,
     chains: Dir,
     empty: [Dir; 2],
@@ -237,6 +245,8 @@ pub(crate) struct Inner {
     mounts: Mutex<Option<Arc<Mounts>>>,
     flusher: Background,
     sweeper: Background,
+    unlinker: Background,
+    dying: Arc<Dying>,
     _lock: File,
 }
 
@@ -306,9 +316,10 @@ impl Store {
             Background::start(name).map_err(|source| Error::Io { op: "start a thread for", path, source })
         };
         let (flusher, sweeper) = (start("store-flush")?, start("store-sweep")?);
+        let unlinker = start("store-unlink")?;
         let inner = Inner {
             blobs: root.open("blobs")?,
-            images: root.open("images")?,
+            images: Arc::new(root.open("images")?),
             chains,
             empty: [root.ensure(EMPTY[0])?, root.ensure(EMPTY[1])?],
             run_volatile,
@@ -330,6 +341,8 @@ impl Store {
             mounts: Mutex::default(),
             flusher,
             sweeper,
+            unlinker,
+            dying: Arc::default(),
             _lock: lock,
         };
         let store = Self { inner: Arc::new(inner) };
@@ -431,10 +444,28 @@ impl Store {
         self.inner.check_layer(layer)
     }
 
+    /// Checks every layer, blob and image record by reading all of it; repairs what is damaged if
+    /// that is asked for. Other calls may go on meanwhile.
+    pub fn fsck(&self, repair: Repair) -> Result<FsckReport> {
+        self.inner.fsck(repair)
+    }
+
+    /// What images and snapshots take, shared layers once. Walks the writable layers.
+    pub fn accounts(&self) -> Result<Accounts> {
+        self.inner.accounts()
+    }
+
+    /// What keeps a layer from being collected.
+    pub fn holders(&self, diff_id: &DiffId) -> Result<Holders> {
+        self.layer(diff_id)?;
+        Ok(self.inner.holders(diff_id))
+    }
+
     /// Waits until every layer is durable and everything removed has given its space back.
     pub fn flush(&self) {
         self.inner.flusher.wait();
         self.inner.sweeper.wait();
+        self.inner.unlinker.wait();
     }
 
     /// Records an image and gives it its names, taking them from the images that have them. Its
@@ -468,8 +499,8 @@ impl Store {
         self.inner.pin_image(id, pinned)
     }
 
-    /// Removes an image with all its names, and what only it referred to, before it returns.
-    /// Layers that a snapshot uses stay until [`Store::remove`] and the next [`Store::gc`].
+    /// Removes an image with all its names, and what only it referred to. The files of its layers
+    /// may be unlinked a moment later and count as long ([`Store::images_usage`]). Layers that a snapshot uses stay until [`Store::remove`] and the next [`Store::gc`].
     /// `None` if there was no such image.
     pub fn remove_image(&self, id: &ImageId) -> Result<Option<Collected>> {
         match self.inner.forget_image(id)? {
@@ -531,10 +562,11 @@ impl Store {
         self.inner.remove_snapshot(key)
     }
 
-    /// What all images take together, each layer once. From records: costs nothing.
+    /// What all images take together, each layer once, from records. Files that are being unlinked still count; for
+    /// these it waits a moment, so that the effect of a removal shows in the next answer.
     pub fn images_usage(&self) -> Usage {
+        let mut usage = self.inner.dying.settle(SETTLE);
         let state = self.inner.state();
-        let mut usage = Usage::default();
         for layer in state.layers.values() {
             usage += Usage { bytes: layer.info.disk_bytes, inodes: layer.info.disk_inodes };
         }
@@ -618,13 +650,17 @@ impl Inner {
         let layer = Arc::new(Layer::new(info, eager, Default::default()));
         {
             let mut state = self.state();
-            if let Some(winner) = state.layers.get(&diff_id) {
+            match state.layers.get(&diff_id).cloned() {
+                // What replaces it is whole; mounts that are in use go on with the old files.
+                Some(condemned) if condemned.is_damaged() => self.release_layer(&condemned)?,
                 // Somebody else was faster with the same layer; this work is dropped.
-                let info = winner.info.clone();
-                state.held(lease.number()).layers.insert(diff_id);
-                return Ok(info);
+                Some(winner) => {
+                    state.held(lease.number()).layers.insert(diff_id);
+                    return Ok(winner.info.clone());
+                }
+                None => {}
             }
-            // A directory without an entry in the index is left from a failed removal.
+            // Damaged, or without an entry in the index: left from a failed removal.
             if self.layers.contains(&name)? {
                 self.layers.rename(&name, &self.trash, &unique())?;
             }

@@ -4,7 +4,7 @@
 //! functions of the layer, so any flipped bit shows.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -26,6 +26,9 @@ pub enum LayerCheck {
     Whole,
     /// The layer differs from what was taken in: pull it again.
     Damaged,
+    /// The tar is whole, but the file system metadata made from it are damaged: they can be made
+    /// again.
+    DamagedMetadata,
     /// The form does not allow to tell.
     Unknown,
 }
@@ -35,20 +38,47 @@ impl Inner {
         if layer.info.form == LayerForm::Directory {
             return Ok(LayerCheck::Unknown);
         }
-        let diff_id = layer.info.diff_id;
-        let dir = self.layers.open(&file_name(diff_id.digest()))?;
-        let fault = |name: &str| {
-            let path = dir.entry(name);
-            move |source| Error::Io { op: "check", path, source }
+        let work = Work::new(self)?;
+        let Some((fresh, length)) = self.remade_metadata(layer, &work)? else {
+            return Ok(LayerCheck::Damaged);
         };
-        let (mut tar, meta) = (dir.open_file(TAR)?, dir.open_file(META)?);
+        let dir = self.layers.open(&file_name(layer.info.diff_id.digest()))?;
+        let meta = match dir.open_file(META) {
+            Ok(meta) => meta,
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(LayerCheck::DamagedMetadata);
+            }
+            Err(error) => return Err(error),
+        };
+        let same = match same_bytes(&fresh, &meta, length) {
+            Ok(same) => same,
+            Err(error) if is_unreadable(&error) => false,
+            Err(source) => return Err(Error::Io { op: "check", path: dir.entry(META), source }),
+        };
+        Ok(if same { LayerCheck::Whole } else { LayerCheck::DamagedMetadata })
+    }
+
+    /// The metadata of a layer made again from its tar, and their length; `None` if the tar is not that of the layer.
+    pub(crate) fn remade_metadata(&self, layer: &Layer, work: &Work) -> Result<Option<(File, u64)>> {
+        let diff_id = layer.info.diff_id;
+        let opened =
+            self.layers.open(&file_name(diff_id.digest())).and_then(|dir| Ok((dir.open_file(TAR)?, dir)));
+        let (mut tar, dir) = match opened {
+            Ok(opened) => opened,
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
         let mut hasher = Hasher::new(diff_id.digest().algorithm());
         let mut parser = Parser::new(self.options.limits.header());
         let mut tree = TreeBuilder::new(self.options.limits.tree());
         let mut buffer = vec![0; BUFFER_BYTES];
         let mut tar_bytes = 0;
         loop {
-            let count = tar.read(&mut buffer).map_err(fault(TAR))?;
+            let count = match tar.read(&mut buffer) {
+                Ok(count) => count,
+                Err(error) if is_unreadable(&error) => return Ok(None),
+                Err(source) => return Err(Error::Io { op: "check", path: dir.entry(TAR), source }),
+            };
             let bytes = buffer.get(..count).unwrap_or_default();
             if bytes.is_empty() {
                 break;
@@ -56,21 +86,28 @@ impl Inner {
             hasher.update(bytes);
             tar_bytes += bytes.len() as u64;
             if parser.feed(bytes, &mut Unpack::of_tar(&mut tree)).is_err() {
-                return Ok(LayerCheck::Damaged);
+                return Ok(None);
             }
         }
         if hasher.finish() != *diff_id.digest() || tar_bytes != layer.info.tar_bytes {
-            return Ok(LayerCheck::Damaged);
+            return Ok(None);
         }
         let tree = tree.finish().map_err(Error::Tar)?;
-        let work = Work::new(self)?;
         let fresh = work.dir.create_file(META)?;
         let identity = Identity::of(&diff_id, tar_bytes);
         let length =
             erofs::write(&tree, &identity, &tar, &fresh).map_err(|error| error.at(work.dir.entry(META)))?;
-        let same = same_bytes(&fresh, &meta, length).map_err(fault(META))?;
-        Ok(if same { LayerCheck::Whole } else { LayerCheck::Damaged })
+        Ok(Some((fresh, length)))
     }
+}
+
+/// Whether the disk cannot give the bytes back: damage like any other.
+fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| {
+        let errno = rustix::io::Errno::from_raw_os_error(code);
+        // EUCLEAN and EBADMSG: the file system's own checksums fail.
+        matches!(errno, rustix::io::Errno::IO | rustix::io::Errno::UCLEAN | rustix::io::Errno::BADMSG)
+    })
 }
 
 fn same_bytes(a: &File, b: &File, length: u64) -> std::io::Result<bool> {

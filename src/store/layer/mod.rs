@@ -12,6 +12,7 @@
 //!   dir/               form directory: its files, whiteouts in overlayfs form
 //!   blob-sha256-<hex>  empty: a compressed blob that is known to unpack to this layer
 //!   durable            empty: all of the above survives a power cut
+//!   damaged            empty: a check has found this layer damaged; only snapshots go on using it
 //! ```
 
 pub(crate) mod check;
@@ -38,6 +39,7 @@ pub(crate) const TAR: &str = "layer.tar";
 pub(crate) const META: &str = "meta.erofs";
 pub(crate) const TREE: &str = "dir";
 pub(crate) const DURABLE: &str = "durable";
+pub(crate) const DAMAGED: &str = "damaged";
 const BLOB_PREFIX: &str = "blob-";
 /// Records are small; the list of implicit directories is what could grow.
 const INFO_BYTES: u64 = 64 << 20;
@@ -101,6 +103,8 @@ pub struct LayerInfo {
 pub(crate) struct Layer {
     pub(crate) info: LayerInfo,
     pub(crate) durable: AtomicBool,
+    /// Found damaged: nobody takes it for good any more.
+    pub(crate) damaged: AtomicBool,
     pub(crate) blobs: Mutex<BTreeSet<Digest>>,
     /// The root of the layer, once opened in this process. For EROFS a mount that is attached
     /// nowhere; a clone of it is attached in the private mount namespace.
@@ -109,11 +113,21 @@ pub(crate) struct Layer {
 
 impl Layer {
     pub(crate) fn new(info: LayerInfo, durable: bool, blobs: BTreeSet<Digest>) -> Self {
-        Self { info, durable: AtomicBool::new(durable), blobs: Mutex::new(blobs), root: Mutex::new(None) }
+        Self {
+            info,
+            durable: AtomicBool::new(durable),
+            damaged: AtomicBool::new(false),
+            blobs: Mutex::new(blobs),
+            root: Mutex::new(None),
+        }
     }
 
     pub(crate) fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Acquire)
     }
 }
 
@@ -149,5 +163,7 @@ pub(crate) fn load(dir: &Dir, diff_id: DiffId) -> Result<Option<Layer>> {
     let names = dir.names()?;
     let blobs = names.iter().filter_map(|name| parse_file_name(name.strip_prefix(BLOB_PREFIX)?)).collect();
     let durable = names.iter().any(|name| name == DURABLE);
-    Ok(Some(Layer::new(info, durable, blobs)))
+    let layer = Layer::new(info, durable, blobs);
+    layer.damaged.store(names.iter().any(|name| name == DAMAGED), Ordering::Release);
+    Ok(Some(layer))
 }

@@ -324,13 +324,18 @@ fn a_layer_takes_four_inodes_and_proves_itself() {
     let layer = std::fs::read_dir(&layers).unwrap().next().unwrap().unwrap().path();
     assert_eq!(std::fs::metadata(layer.join("layer.tar")).unwrap().size(), info.tar_bytes);
     // One flipped bit anywhere is found.
-    for (file, position) in [("layer.tar", 700), ("layer.tar", info.tar_bytes - 1), ("meta.erofs", 5000)] {
+    let damaged = [
+        ("layer.tar", 700, LayerCheck::Damaged),
+        ("layer.tar", info.tar_bytes - 1, LayerCheck::Damaged),
+        ("meta.erofs", 5000, LayerCheck::DamagedMetadata),
+    ];
+    for (file, position, expected) in damaged {
         let file = std::fs::File::options().read(true).write(true).open(layer.join(file)).unwrap();
         let mut byte = [0];
         assert_eq!(fixture.store.check_layer(&info.diff_id).unwrap(), LayerCheck::Whole);
         file.read_exact_at(&mut byte, position).unwrap();
         file.write_all_at(&[byte[0] ^ 4], position).unwrap();
-        assert_eq!(fixture.store.check_layer(&info.diff_id).unwrap(), LayerCheck::Damaged);
+        assert_eq!(fixture.store.check_layer(&info.diff_id).unwrap(), expected);
         file.write_all_at(&byte, position).unwrap();
     }
 }

@@ -25,17 +25,23 @@ both_forms!(
     nothing_is_mounted_where_others_see_it,
 );
 
-fn tar(name: &str) -> Vec<u8> {
+pub(super) fn tar(name: &str) -> Vec<u8> {
     Archive::default().file(name, name.as_bytes()).end()
 }
 
-fn pushed(store: &Store, lease: &Lease, tar: &[u8]) -> DiffId {
+pub(super) fn pushed(store: &Store, lease: &Lease, tar: &[u8]) -> DiffId {
     let mut ingest = store.ingest_layer(lease, Algorithm::Sha256).unwrap();
     ingest.push(tar).unwrap();
     ingest.finish(&DiffId::new(Digest::sha256(tar))).unwrap().diff_id
 }
 
-fn new_image(store: &Store, lease: &Lease, config: &str, layers: &[DiffId], names: &[&str]) -> NewImage {
+pub(super) fn new_image(
+    store: &Store,
+    lease: &Lease,
+    config: &str,
+    layers: &[DiffId],
+    names: &[&str],
+) -> NewImage {
     let manifest = format!("manifest of {config}");
     let (id, digest) = (Digest::sha256(config.as_bytes()), Digest::sha256(manifest.as_bytes()));
     lease.put_blob(&id, config.as_bytes()).unwrap();
@@ -57,7 +63,7 @@ fn new_image(store: &Store, lease: &Lease, config: &str, layers: &[DiffId], name
 }
 
 /// An image of one layer, each made from the text.
-fn image(store: &Store, config: &str, names: &[&str]) -> ImageId {
+pub(super) fn image(store: &Store, config: &str, names: &[&str]) -> ImageId {
     let lease = store.lease();
     let layer = pushed(store, &lease, &tar(config));
     let image = new_image(store, &lease, config, &[layer], names);

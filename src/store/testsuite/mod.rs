@@ -5,6 +5,7 @@
 
 pub(crate) mod archive;
 mod chain;
+mod fsck;
 mod gnu;
 mod happy;
 mod hostile;

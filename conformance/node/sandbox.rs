@@ -230,6 +230,8 @@ async fn namespaces_are_shared_as_asked() {
     assert_eq!(one[..3], two[..3]);
     assert!((0..4).all(|index| one[index] != host[index]), "{one:?} {host:?}");
     assert_eq!(node.script(&pod, "echo $$", |_| {}).await, "1\n");
+    // What a client says that says nothing is what the pod has.
+    assert_eq!(node.script(&pod, "echo $$", with_pid(NamespaceMode::Pod)).await, "1\n");
 
     let pod = node.run_pod("pod-pid", |config| config.namespaces().pid = NamespaceMode::Pod.into()).await;
     let one = ids(&node.script(&pod, namespaces, with_pid(NamespaceMode::Pod)).await);
@@ -250,6 +252,8 @@ async fn namespaces_are_shared_as_asked() {
     };
     let one = ids(&node.script(&pod, namespaces, change).await);
     assert_eq!((&one[0], &one[3]), (&host[0], &host[3]));
+    let one = ids(&node.script(&pod, namespaces, with_pid(NamespaceMode::Pod)).await);
+    assert_eq!(one[3], host[3]);
 }
 
 #[tokio::test]

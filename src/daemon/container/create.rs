@@ -27,8 +27,16 @@ use crate::sandbox::Sandbox;
 use crate::sandbox::record::{NamespaceMode, Phase, RECORD_VERSION};
 
 /// Creates a container, or joins the call that is creating it.
-pub async fn create(node: &Node, sandbox_id: &str, request: ContainerRequest) -> Result<ContainerId, Error> {
+pub async fn create(
+    node: &Node,
+    sandbox_id: &str,
+    mut request: ContainerRequest,
+) -> Result<ContainerId, Error> {
     let sandbox = node.sandbox(sandbox_id)?;
+    // POD is what the pod has, as it is of the network and IPC; it is also what a client says that says nothing.
+    if request.security.pid == NamespaceMode::Pod {
+        request.security.pid = sandbox.config.namespaces.pid;
+    }
     let what = format!("create container {} in sandbox {}", request.name.name, sandbox.id);
     let key = (sandbox.id.clone(), request.name.clone());
     let operation = start(node.shared()?, sandbox, request);

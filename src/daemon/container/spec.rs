@@ -347,7 +347,7 @@ fn namespaces(
             let path = pod.pid.clone().ok_or_else(|| Error::State {
                 subject: "the pod's PID namespace".to_owned(),
                 state: "not shared".to_owned(),
-                hint: "the sandbox was not made with pid POD".to_owned(),
+                hint: "a container has what its sandbox has".to_owned(),
             })?;
             list.push(entry(LinuxNamespaceType::Pid, Some(path))?);
         }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use hyper_util::rt::TokioIo;
+use pinnace_admin_api::v1::images_client::ImagesClient;
 use pinnace_cri_api::MESSAGE_BYTES_MAX;
 use pinnace_cri_api::v1::image_service_client::ImageServiceClient;
 use pinnace_cri_api::v1::runtime_service_client::RuntimeServiceClient;
@@ -20,13 +21,15 @@ pub struct Target {
     pub socket: PathBuf,
 }
 
-/// Both services over one connection.
+/// All services over one connection.
 #[derive(Debug, Clone)]
 pub struct Client {
     /// Sandboxes and containers.
     pub runtime: RuntimeServiceClient<Channel>,
     /// Images.
     pub images: ImageServiceClient<Channel>,
+    /// What the CRI has no words for.
+    pub admin_images: ImagesClient<Channel>,
 }
 
 impl Client {
@@ -45,7 +48,8 @@ impl Client {
             .with_context(|| format!("connect to {}", socket.display()))?;
         Ok(Client {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            admin_images: ImagesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
         })
     }
 }

@@ -1,10 +1,13 @@
 //! The client verbs, over gRPC only.
 //!
 //! A verb is a subcommand of the program: its flags, what it asks the daemon, and how it prints the answer. Verbs know
-//! the CRI and nothing of the daemon's insides, so each of them works against any CRI runtime's socket.
+//! the CRI and the admin API, and nothing of the daemon's insides; those that need the CRI alone work against any runtime's
+//! socket.
 
 mod client;
+mod image;
 mod info;
+mod pull;
 mod quickstart;
 
 use std::io;
@@ -12,6 +15,8 @@ use std::io;
 use clap::Subcommand;
 
 pub use client::Target;
+pub use image::Image;
+pub use pull::Pull;
 pub use quickstart::Quickstart;
 pub use quickstart::inside::Inside;
 
@@ -22,6 +27,11 @@ pub enum Verb {
     Version(Target),
     /// Print the state and the features of the daemon
     Info(Target),
+    /// Pull an image, and show how far it is
+    Pull(Pull),
+    /// Images: what decides a pull
+    #[command(subcommand)]
+    Image(Image),
     /// Run a container from nothing: private daemon, image of this program, pod, page, log, exec, clean-up
     Quickstart(Quickstart),
     /// What runs in the container of `quickstart`
@@ -37,6 +47,8 @@ impl Verb {
             match self {
                 Verb::Version(target) => info::version(&target).await,
                 Verb::Info(target) => info::info(&target).await,
+                Verb::Pull(pull) => pull.run().await,
+                Verb::Image(image) => image.run().await,
                 Verb::Quickstart(quickstart) => quickstart.run().await,
                 Verb::QuickstartInside(inside) => inside.run().await,
             }

@@ -171,6 +171,9 @@ pub enum Error {
     /// Pull.
     #[error(transparent)]
     Pull(#[from] Arc<pinnace_pull::Error>),
+    /// Registries and their configuration.
+    #[error(transparent)]
+    Registry(#[from] pinnace_registry::Error),
     /// Image reference.
     #[error(transparent)]
     Reference(#[from] pinnace_registry::reference::ParseError),
@@ -238,6 +241,7 @@ impl Error {
             Self::Record(crate::record::Error::Json { .. }) => Code::DataLoss,
             Self::Store(error) => store_code(error),
             Self::Pull(error) => pull_code(error),
+            Self::Registry(error) => registry_code(error.kind()),
             Self::Network(error) => network_code(error),
             Self::Cgroup(error) => cgroup_code(error),
             Self::Seccomp(_) => Code::InvalidArgument,
@@ -366,21 +370,25 @@ fn spec_code(error: &pinnace_spec::Error) -> Code {
     }
 }
 
+fn registry_code(kind: pinnace_registry::ErrorKind) -> Code {
+    use pinnace_registry::ErrorKind as Registry;
+    match kind {
+        Registry::InvalidArgument => Code::InvalidArgument,
+        Registry::NotFound => Code::NotFound,
+        Registry::Unauthorized => Code::Unauthenticated,
+        Registry::Forbidden => Code::PermissionDenied,
+        Registry::RateLimited => Code::ResourceExhausted,
+        Registry::Unavailable => Code::Unavailable,
+        Registry::Timeout => Code::DeadlineExceeded,
+        Registry::DataLoss => Code::DataLoss,
+        Registry::Configuration | Registry::InvalidImage | Registry::Refused => Code::FailedPrecondition,
+    }
+}
+
 fn pull_code(error: &pinnace_pull::Error) -> Code {
     use pinnace_pull::ErrorKind as Pull;
-    use pinnace_registry::ErrorKind as Registry;
     match error.kind() {
-        Pull::Registry(registry) => match registry {
-            Registry::InvalidArgument => Code::InvalidArgument,
-            Registry::NotFound => Code::NotFound,
-            Registry::Unauthorized => Code::Unauthenticated,
-            Registry::Forbidden => Code::PermissionDenied,
-            Registry::RateLimited => Code::ResourceExhausted,
-            Registry::Unavailable => Code::Unavailable,
-            Registry::Timeout => Code::DeadlineExceeded,
-            Registry::DataLoss => Code::DataLoss,
-            Registry::Configuration | Registry::InvalidImage | Registry::Refused => Code::FailedPrecondition,
-        },
+        Pull::Registry(registry) => registry_code(registry),
         Pull::InvalidImage => Code::FailedPrecondition,
         Pull::DataLoss => Code::DataLoss,
         Pull::ResourceExhausted => Code::ResourceExhausted,

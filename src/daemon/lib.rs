@@ -1,6 +1,7 @@
 //! `pinnace serve`: the CRI server.
 //!
 //! ```text
+//! admin/      the same for the API of our own
 //! cri/        a file per RPC: wire to our types and back            the only place that knows CRI messages
 //! sandbox/    run, stop, remove a pod: record, network, monitor
 //! container/  create, start, stop, remove, exec: snapshot, spec, plan
@@ -10,6 +11,7 @@
 //! ```
 //! The daemon plans; the monitors act. It never forks, and no thread of its runtime ever changes a namespace.
 
+pub mod admin;
 pub mod clock;
 pub mod config;
 pub mod container;

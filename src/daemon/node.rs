@@ -9,6 +9,7 @@ use oci_spec::runtime::LinuxSeccomp;
 use pinnace_cgroup::{Driver, Hierarchy};
 use pinnace_network::Network;
 use pinnace_pull::Puller;
+use pinnace_registry::Client;
 use pinnace_seccomp::{KernelVersion, ProgramCache};
 use pinnace_spec::Facts;
 use pinnace_spec::process::{Host, SeccompProgram};
@@ -38,6 +39,8 @@ pub struct Node {
     pub store: Store,
     /// Registries to store.
     pub puller: Puller,
+    /// The registries themselves.
+    pub registry: Arc<Client>,
     /// Pod networks.
     pub network: Arc<Network>,
     /// The machine's cgroups.
@@ -75,6 +78,8 @@ pub struct Parts {
     pub store: Store,
     /// Registries to store.
     pub puller: Puller,
+    /// The registries themselves.
+    pub registry: Arc<Client>,
     /// Pod networks.
     pub network: Arc<Network>,
     /// The machine's cgroups.
@@ -96,6 +101,7 @@ impl Node {
             config: parts.config,
             store: parts.store,
             puller: parts.puller,
+            registry: parts.registry,
             network: parts.network,
             hierarchy: parts.hierarchy,
             facts: Arc::new(parts.facts),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use pinnace_admin_api::v1::images_server::ImagesServer;
 use pinnace_cgroup::Hierarchy;
 use pinnace_cri_api::v1::image_service_server::ImageServiceServer;
 use pinnace_cri_api::v1::runtime_service_server::RuntimeServiceServer;
@@ -18,7 +19,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::config::{self, Config};
 use crate::cri::Services;
 use crate::node::{Node, Parts};
-use crate::{logging, recover, socket, state_lock};
+use crate::{admin, logging, recover, socket, state_lock};
 
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -63,7 +64,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
             ImageServiceServer::new(services)
                 .max_decoding_message_size(MESSAGE_BYTES)
                 .max_encoding_message_size(MESSAGE_BYTES),
-        );
+        )
+        .add_service(ImagesServer::new(admin::Services::new(Arc::clone(&node))));
     let stop = node.closing.clone();
     let accepting = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
         stop.cancelled().await;
@@ -127,8 +129,10 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         pinnace_launcher::client::seal(pinnace_monitor_image::BYTES).context("seal the monitor's program")?;
     let kernel = pinnace_seccomp::KernelVersion::running().context("read the kernel version")?;
     let registry = Client::new(registry_options(&config)).context("set up the registry client")?;
+    let registry = Arc::new(registry);
     Ok(Parts {
-        puller: Puller::new(store.clone(), Arc::new(registry), pull_options(&config)?),
+        puller: Puller::new(store.clone(), Arc::clone(&registry), pull_options(&config)?),
+        registry,
         network: Arc::new(network),
         store,
         hierarchy,
@@ -168,6 +172,8 @@ fn network_options(config: &Config) -> anyhow::Result<pinnace_network::Options> 
 fn registry_options(config: &Config) -> pinnace_registry::Options {
     pinnace_registry::Options {
         hosts_dirs: config.image.registry_config_dirs.clone(),
+        registries_files: config.image.registries_files.clone(),
+        auth_files: config.image.registry_auth_files.clone(),
         insecure: config.image.insecure_registries.clone(),
         stall_timeout: config.image.stall_timeout,
         ..Default::default()

@@ -26,5 +26,5 @@ mod progress;
 mod puller;
 
 pub use error::{Error, ErrorKind};
-pub use progress::{LayerProgress, Phase, Progress};
+pub use progress::{LayerProgress, Meter, Phase, Progress};
 pub use puller::{Options, Pull, PullRequest, PulledImage, Puller};

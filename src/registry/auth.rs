@@ -182,7 +182,7 @@ fn decode(auth: &str) -> Result<Secret, Error> {
 }
 
 /// The registry that a server address means: Docker writes `https://index.docker.io/v1/`.
-fn canonical(server: &str) -> String {
+pub(crate) fn canonical(server: &str) -> String {
     let (scheme, rest) = match server.split_once("://") {
         Some((scheme, rest)) => (scheme, rest),
         None => ("https", server),

@@ -15,9 +15,11 @@ use crate::auth::Auth;
 use crate::blob::BlobStream;
 use crate::error::{Error, ErrorKind, ImageProblem, Problem};
 use crate::exchange::{Deadlines, Reply, Request, Session, Transport};
-use crate::hosts::{Endpoint, Hosts};
+use crate::explain::{Explanation, Note};
+use crate::hosts::Hosts;
 use crate::manifest::{Config, Descriptor, Document, Manifest};
 use crate::origin::Origin;
+use crate::plan::{Node, Plan};
 use crate::{Platform, Reference, retry};
 
 /// Longest manifest, index or config (R10; both specifications and containerd).
@@ -35,7 +37,12 @@ const ACCEPT_MANIFEST: &str = "application/vnd.oci.image.index.v1+json, \
 pub struct Options {
     /// Directories in the layout of containerd's `certs.d`; the first that knows a registry wins.
     pub hosts_dirs: Vec<PathBuf>,
-    /// Registries, exactly as `host[:port]`, that speak plain HTTP. Loopback does by itself.
+    /// Files like `registries.conf`; the first that exists counts, with its drop-ins.
+    pub registries_files: Vec<PathBuf>,
+    /// Files like Docker's `config.json`; the first that knows a server wins.
+    pub auth_files: Vec<PathBuf>,
+    /// Registries, exactly as `host[:port]`, that may have any certificate or speak plain HTTP. Loopback may do the
+    /// latter by itself.
     pub insecure: Vec<String>,
     /// Token services (`https://host[:port]`) that may see the credentials of any registry.
     pub token_realms: Vec<String>,
@@ -61,6 +68,11 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             hosts_dirs: vec!["/etc/pinnace/certs.d".into(), "/etc/containerd/certs.d".into()],
+            registries_files: vec![
+                "/etc/pinnace/registries.conf".into(),
+                "/etc/containers/registries.conf".into(),
+            ],
+            auth_files: vec!["/etc/pinnace/auth.json".into()],
             insecure: Vec::new(),
             token_realms: Vec::new(),
             private_redirects: false,
@@ -78,7 +90,7 @@ impl Default for Options {
 /// Talks to registries; one for the whole program.
 pub struct Client {
     shared: Arc<Shared>,
-    hosts: Hosts,
+    node: Node,
 }
 
 /// What every repository of a client uses.
@@ -139,24 +151,60 @@ impl Client {
             options.private_redirects,
             token_realms,
         );
-        let hosts = Hosts { dirs: options.hosts_dirs.clone(), insecure: options.insecure.clone() };
-        Ok(Self { shared: Arc::new(Shared { transport, options }), hosts })
+        let node = Node {
+            hosts: Hosts { dirs: options.hosts_dirs.clone() },
+            registries_files: options.registries_files.clone(),
+            auth_files: options.auth_files.clone(),
+            insecure: options.insecure.clone(),
+        };
+        Ok(Self { shared: Arc::new(Shared { transport, options }), node })
+    }
+
+    /// What a name means on this node: names without a registry by the aliases and search lists of `registries.conf`,
+    /// and Docker Hub's where there are none. Reads files.
+    pub fn reference(&self, name: &str) -> Result<Reference, Error> {
+        let invalid = |source| Error::Name { name: name.to_owned(), source };
+        // What is no name at all is not worth a look at files.
+        let plain: Reference = name.parse()?;
+        if !crate::reference::is_short(name) {
+            return Ok(plain);
+        }
+        match self.node.expand(name).map_err(invalid)? {
+            Some((long, _)) => Ok(long.parse()?),
+            None => Ok(plain),
+        }
+    }
+
+    /// What would decide a pull of this name now, and which servers would be asked. Contacts none.
+    pub fn explain(&self, name: &str, auth: Option<&Auth>) -> Result<Explanation, Error> {
+        let mut notes = Vec::new();
+        let reference = self.reference(name)?;
+        if let Ok(Some((long, file))) = self.node.expand(name) {
+            notes.push(Note::file(&file, format!("{name} is a short name for {long}")));
+        }
+        let plan = self.plan(&reference, auth)?;
+        notes.extend(plan.notes);
+        let servers = plan.servers.iter().map(crate::explain::Server::of).collect();
+        Ok(Explanation { name: name.to_owned(), reference, notes, servers })
+    }
+
+    fn plan(&self, reference: &Reference, auth: Option<&Auth>) -> Result<Plan, Error> {
+        self.node
+            .plan(reference, auth)
+            .map_err(|source| Error::Hosts { registry: reference.registry().to_owned(), source })
     }
 
     /// The repository of a reference, with the node's present configuration of its registry.
     pub fn repository(&self, reference: &Reference, auth: Option<&Auth>) -> Result<Repository, Error> {
-        let registry = reference.registry();
-        let endpoints = self
-            .hosts
-            .endpoints(registry)
-            .map_err(|source| Error::Hosts { registry: registry.to_owned(), source })?;
-        let servers = endpoints
+        let servers = self
+            .plan(reference, auth)?
+            .servers
             .into_iter()
-            .map(|endpoint| Server {
+            .map(|planned| Server {
                 session: Session {
-                    secret: secret_for(&endpoint, registry, auth),
-                    path: reference.path().to_owned(),
-                    endpoint,
+                    secret: planned.credentials.map(|credentials| credentials.secret),
+                    path: planned.path,
+                    endpoint: planned.endpoint,
                 },
                 is_down: AtomicBool::new(false),
             })
@@ -186,20 +234,6 @@ impl std::fmt::Debug for Repository {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Repository").field("reference", &self.inner.reference).finish_non_exhaustive()
     }
-}
-
-/// The registry's own server gets the secret; a mirror only if the secret names that mirror.
-fn secret_for(endpoint: &Endpoint, registry: &str, auth: Option<&Auth>) -> Option<crate::auth::Secret> {
-    let auth = auth?;
-    let may = if endpoint.is_upstream {
-        auth.is_for(registry)
-    } else {
-        auth.is_bound() && auth.is_for(&endpoint.origin.authority())
-    };
-    if !may {
-        tracing::debug!(server = %endpoint.origin, "credentials are not for this server");
-    }
-    may.then(|| auth.secret().clone())
 }
 
 /// What a server is needed for.
@@ -240,7 +274,7 @@ impl Inner {
             let endpoint = &server.session.endpoint;
             let request = Request {
                 method: method.clone(),
-                url: endpoint.url(self.reference.registry(), self.reference.path(), kind, name),
+                url: endpoint.url(&server.session.path, kind, name),
                 accept,
                 from,
             };

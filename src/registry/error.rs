@@ -54,6 +54,15 @@ pub enum Error {
         #[source]
         source: hosts::Error,
     },
+    /// The name is not one that this node looks for.
+    #[error("image name {name:?}")]
+    Name {
+        /// What was written.
+        name: String,
+        /// Why not.
+        #[source]
+        source: hosts::Error,
+    },
     /// A registry or its token service did not do what was asked.
     #[error("{reference} from {host}")]
     Exchange {
@@ -242,7 +251,9 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Reference(_) | Self::Auth(_) => ErrorKind::InvalidArgument,
-            Self::Hosts { .. } => ErrorKind::Configuration,
+            Self::Name { source: hosts::Error::ShortName { .. }, .. } => ErrorKind::InvalidArgument,
+            Self::Hosts { source: hosts::Error::Blocked { .. }, .. } => ErrorKind::Forbidden,
+            Self::Hosts { .. } | Self::Name { .. } => ErrorKind::Configuration,
             Self::Exchange { source, .. } => source.kind(),
             Self::Image { source: ImageProblem::Platform { .. }, .. } => ErrorKind::NotFound,
             Self::Image { .. } => ErrorKind::InvalidImage,

@@ -8,8 +8,8 @@
 //!   _default/hosts.toml          every registry without a directory of its own
 //! ```
 //!
-//! Every source of configuration ends in the same list of [`Endpoint`]s, mirrors first and the
-//! registry's own server last; a reader of `registries.conf` would be one more source.
+//! The result is a list of [`Endpoint`]s, mirrors first and the registry's own server last;
+//! [`crate::plan`] puts it together with what `registries.conf` says.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -78,6 +78,44 @@ pub enum Error {
     /// The registry's name does not make a URL.
     #[error("{0:?} is not a registry host")]
     Host(String),
+    /// The administrator does not want anything from there.
+    #[error("{}: images that begin with {prefix:?} are blocked", .path.display())]
+    Blocked {
+        /// The beginning of references that the refusal is about.
+        prefix: String,
+        /// The file that says so.
+        path: PathBuf,
+    },
+    /// A name without a registry, where the administrator wants one.
+    #[error("{}: {name:?} names no registry, and {reason}; write the registry before the name", .path.display())]
+    ShortName {
+        /// What was written.
+        name: String,
+        /// What the file says.
+        reason: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// Credentials in a file cannot be used.
+    #[error("{}: credentials of {key:?}", .path.display())]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// The entry.
+        key: String,
+        /// What is wrong with it.
+        #[source]
+        source: crate::auth::Error,
+    },
+    /// The file is not JSON of the right shape.
+    #[error("parse {}", .path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        #[source]
+        source: serde_json::Error,
+    },
 }
 
 /// What a host may be used for.
@@ -106,17 +144,45 @@ pub(crate) struct Endpoint {
     /// Whether this is the registry itself rather than a mirror.
     pub(crate) is_upstream: bool,
     pub(crate) connect_timeout: Option<Duration>,
+    /// Told to a mirror that serves several registries: the one that is meant.
+    pub(crate) namespace: Option<String>,
+    /// The file that names this server.
+    pub(crate) decided_by: Option<PathBuf>,
 }
 
 impl Endpoint {
-    /// `<base>/<path>/<kind>/<name>`; a mirror is told whose images are meant.
-    pub(crate) fn url(&self, registry: &str, path: &str, kind: &str, name: &str) -> Url {
+    /// `<base>/<path>/<kind>/<name>`.
+    pub(crate) fn url(&self, path: &str, kind: &str, name: &str) -> Url {
         let mut url = self.base.clone();
         url.set_path(&format!("{}/{path}/{kind}/{name}", self.base.path().trim_end_matches('/')));
-        if !self.is_upstream {
-            url.query_pairs_mut().append_pair("ns", registry);
+        if let Some(namespace) = &self.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
         }
         url
+    }
+
+    /// The API's root, for people.
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    /// The same server with any certificate, and then without TLS, as the administrator allows it.
+    pub(crate) fn insecure(self) -> Vec<Self> {
+        if !self.origin.is_secure() {
+            return vec![self];
+        }
+        let mut plain = self.clone();
+        let tls = TlsPolicy { skip_verify: true, ..(*self.tls).clone() };
+        let over_tls = Self { tls: Arc::new(tls), ..self };
+        // From one special scheme to another: always possible, and a default port follows.
+        let is_plain = plain.base.set_scheme("http").is_ok();
+        match Origin::of(&plain.base).filter(|_| is_plain) {
+            Some(origin) => {
+                plain.origin = origin;
+                vec![over_tls, plain]
+            }
+            None => vec![over_tls],
+        }
     }
 }
 
@@ -125,8 +191,6 @@ impl Endpoint {
 pub(crate) struct Hosts {
     /// Directories like `/etc/containerd/certs.d`, first match wins.
     pub(crate) dirs: Vec<PathBuf>,
-    /// Registries (`host[:port]`, exactly) that speak plain HTTP.
-    pub(crate) insecure: Vec<String>,
 }
 
 impl Hosts {
@@ -150,7 +214,11 @@ impl Hosts {
             Ok(bytes) => bytes,
             Err(Error::Read { source, .. }) if is_absent(&source) => {
                 return Ok(match docker_certificates(dir)? {
-                    Some(tls) => Some(vec![self.upstream(registry, tls)?]),
+                    Some(tls) => {
+                        let mut upstream = self.upstream(registry, tls)?;
+                        upstream.decided_by = Some(dir.to_owned());
+                        Some(vec![upstream])
+                    }
                     None => None,
                 });
             }
@@ -168,7 +236,9 @@ impl Hosts {
         let mut endpoints = Vec::new();
         for (_, name, host) in hosts {
             let base = server_url(&file, "host", &name, host.override_path)?;
-            endpoints.push(host.endpoint(dir, &file, base, false)?);
+            let mut endpoint = host.endpoint(dir, &file, base, false)?;
+            endpoint.namespace = Some(registry.to_owned());
+            endpoints.push(endpoint);
         }
         let own = RawHost {
             capabilities: raw.capabilities,
@@ -188,6 +258,7 @@ impl Hosts {
             endpoints.push(own.endpoint(dir, &file, base, true)?);
         } else if let Some(endpoint) = endpoints.iter_mut().find(|endpoint| endpoint.base == base) {
             endpoint.is_upstream = true;
+            endpoint.namespace = None;
         }
         Ok(Some(endpoints))
     }
@@ -203,17 +274,18 @@ impl Hosts {
             headers: HeaderMap::new(),
             is_upstream: true,
             connect_timeout: None,
+            namespace: None,
+            decided_by: None,
         })
     }
 
-    /// https, but plain HTTP where the name itself says this machine or the administrator says so.
+    /// https, but plain HTTP where the name itself says this machine.
     fn default_url(&self, registry: &str) -> Result<Url, Error> {
         let host = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         let bad = || Error::Host(registry.to_owned());
         let secure = Url::parse(&format!("https://{host}/v2")).map_err(|_| bad())?;
         let name = secure.host_str().ok_or_else(bad)?;
-        let is_loopback = is_loopback_host(name) && secure.port_or_known_default() != Some(443);
-        if is_loopback || self.insecure.iter().any(|insecure| insecure == registry) {
+        if is_loopback_host(name) && secure.port_or_known_default() != Some(443) {
             return Url::parse(&format!("http://{host}/v2")).map_err(|_| bad());
         }
         Ok(secure)
@@ -352,7 +424,17 @@ impl RawHost {
                 Some((certificates(&dir.join(certificate))?, Arc::new(private_key(&dir.join(key))?)));
         }
         let origin = Origin::of(&base).ok_or_else(|| value("host", base.as_str(), "an http or https URL"))?;
-        Ok(Endpoint { base, origin, capabilities, tls: Arc::new(tls), headers, is_upstream, connect_timeout })
+        Ok(Endpoint {
+            base,
+            origin,
+            capabilities,
+            tls: Arc::new(tls),
+            headers,
+            is_upstream,
+            connect_timeout,
+            namespace: None,
+            decided_by: Some(file.to_owned()),
+        })
     }
 }
 
@@ -428,7 +510,7 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, Error> {
         .map_err(|_| Error::Pem { path: path.to_owned(), expected: "private key" })
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     let read = || {
         let mut bytes = Vec::new();
         fs::File::open(path)?.take(FILE_MAX).read_to_end(&mut bytes)?;
@@ -437,7 +519,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     read().map_err(|source| Error::Read { path: path.to_owned(), source })
 }
 
-fn is_absent(error: &io::Error) -> bool {
+pub(crate) fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
@@ -474,13 +556,13 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let hosts = Hosts { dirs: vec![dir.path().to_owned()], insecure: vec!["plain.io:80".into()] };
+        let hosts = Hosts { dirs: vec![dir.path().to_owned()] };
         (dir, hosts)
     }
 
     fn urls(hosts: &Hosts, registry: &str) -> Vec<String> {
         let endpoints = hosts.endpoints(registry).unwrap_or_else(|error| panic!("{error}"));
-        endpoints.iter().map(|endpoint| endpoint.url(registry, "a/b", "manifests", "t").to_string()).collect()
+        endpoints.iter().map(|endpoint| endpoint.url("a/b", "manifests", "t").to_string()).collect()
     }
 
     fn certificate() -> (String, String) {
@@ -490,7 +572,7 @@ mod tests {
 
     #[test]
     fn without_configuration() {
-        let hosts = Hosts { dirs: vec!["/nonexistent".into()], insecure: vec!["plain.io:80".into()] };
+        let hosts = Hosts { dirs: vec!["/nonexistent".into()] };
         for (registry, url) in [
             ("docker.io", "https://registry-1.docker.io/v2/a/b/manifests/t"),
             ("quay.io", "https://quay.io/v2/a/b/manifests/t"),
@@ -499,8 +581,6 @@ mod tests {
             ("127.0.0.1:5000", "http://127.0.0.1:5000/v2/a/b/manifests/t"),
             ("[::1]:5000", "http://[::1]:5000/v2/a/b/manifests/t"),
             ("localhost:443", "https://localhost/v2/a/b/manifests/t"),
-            ("plain.io:80", "http://plain.io/v2/a/b/manifests/t"),
-            ("plain.io", "https://plain.io/v2/a/b/manifests/t"),
             ("localhost.evil.io:5000", "https://localhost.evil.io:5000/v2/a/b/manifests/t"),
         ] {
             assert_eq!(urls(&hosts, registry), [url], "{registry}");

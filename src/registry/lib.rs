@@ -1,7 +1,8 @@
 //! The OCI distribution client: references, hosts, authentication, fetch.
 //!
 //! ```text
-//! Reference ──► hosts: endpoints in order ──► Repository
+//! Reference ──► plan: servers in order ──► Repository
+//!                 ▲ registries (registries.conf), hosts (certs.d), auth_file
 //!                                               │ resolve: index → platform → manifest → config
 //!                                               │ fetch_blob: bytes in order, resumed after cuts
 //!                                               ▼
@@ -17,17 +18,21 @@
 //! [`server`] is the other side: a small registry for loopback, used by the quickstart and by tests.
 
 pub mod auth;
+mod auth_file;
 mod blob;
 mod challenge;
 mod client;
 mod dns;
 pub mod error;
 mod exchange;
+pub mod explain;
 pub mod hosts;
 pub mod manifest;
 mod origin;
+mod plan;
 mod platform;
 pub mod reference;
+mod registries;
 mod retry;
 pub mod server;
 mod tls;
@@ -37,6 +42,7 @@ pub use auth::{Auth, AuthFields};
 pub use blob::BlobStream;
 pub use client::{Client, DOCUMENT_MAX, Options, Repository, Resolved};
 pub use error::{Error, ErrorKind};
+pub use explain::Explanation;
 pub use manifest::Descriptor;
 pub use platform::Platform;
 pub use reference::Reference;

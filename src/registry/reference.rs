@@ -227,7 +227,15 @@ fn split_registry(name: &str) -> Result<(String, String), ParseError> {
     Ok((registry.to_owned(), path.to_owned()))
 }
 
-fn is_registry_part(first: &str) -> bool {
+/// Whether a name says nothing of a registry, so that it depends on the node where it is looked for.
+pub(crate) fn is_short(name: &str) -> bool {
+    match name.split_once('/') {
+        Some((first, _)) => !is_registry_part(first),
+        None => true,
+    }
+}
+
+pub(crate) fn is_registry_part(first: &str) -> bool {
     first == "localhost" || first.contains(['.', ':', '[']) || first.bytes().any(|b| b.is_ascii_uppercase())
 }
 

@@ -109,6 +109,13 @@ sections! {
         /// Where mirrors, certificates and CAs of registries are configured: HOST/hosts.toml, HOST/*.crt, HOST/*.cert,
         /// as containerd and Docker read them. For each host the first directory that has it is used.
         registry_config_dirs: Vec<PathBuf> = r#"["/etc/pinnace/certs.d", "/etc/containerd/certs.d"]"#, paths;
+        /// Files in the form of containers-registries.conf(5), version 2: mirrors, rewriting by prefix, refusals, short
+        /// names. The first that exists is read, with the drop-ins beside it (FILE.d/*.conf), anew for each pull. Its
+        /// mirrors come before those of `registry_config_dirs`, which still say how each host is spoken to.
+        registries_files: Vec<PathBuf> = r#"["/etc/pinnace/registries.conf", "/etc/containers/registries.conf"]"#, paths;
+        /// Files with credentials, in the form of Docker's config.json and containers-auth.json(5), also by repository
+        /// and for mirrors. Credentials that come with a pull are used first.
+        registry_auth_files: Vec<PathBuf> = r#"["/etc/pinnace/auth.json"]"#, paths;
         /// Hosts, with their port if it is not the usual one, whose certificate is not checked and that may answer
         /// over plain HTTP. Loopback hosts are always allowed plain HTTP.
         insecure_registries: Vec<String> = "[]", hosts;

@@ -97,6 +97,22 @@ fn answer<T>(rpc: &'static str, result: Result<T, crate::error::Error>) -> Answe
     })
 }
 
+/// How long the caller waits (gRPC over HTTP/2, `grpc-timeout`).
+fn time_limit(metadata: &tonic::metadata::MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok().filter(|_| number.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
 #[tonic::async_trait]
 impl v1::runtime_service_server::RuntimeService for Services {
     async fn version(&self, _: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
@@ -361,7 +377,8 @@ impl v1::image_service_server::ImageService for Services {
     }
 
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
-        answer("PullImage", pull_image::answer(&self.node, request.into_inner()).await)
+        let limit = time_limit(request.metadata());
+        answer("PullImage", pull_image::answer(&self.node, request.into_inner(), limit).await)
     }
 
     async fn remove_image(

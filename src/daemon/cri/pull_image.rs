@@ -1,20 +1,40 @@
 //! PullImage: answers the image id, the same everywhere: the kubelet compares it with what lists show.
 
+use std::time::Duration;
+
 use pinnace_cri_api::v1;
 use pinnace_pull::PullRequest;
-use pinnace_registry::{Auth, AuthFields, Reference};
+use pinnace_registry::{Auth, AuthFields};
 
 use super::image::name;
 use crate::error::{Error, Within as _};
 use crate::node::Node;
 
+/// What an answer needs to get to the caller.
+const REPLY_TIME: Duration = Duration::from_millis(50);
+
 /// Pulls. The caller going away ends the pull, unless others wait for the same.
-pub async fn answer(node: &Node, request: v1::PullImageRequest) -> Result<v1::PullImageResponse, Error> {
+///
+/// `limit` is the caller's own: we answer just before it passes, and say what took so long.
+pub async fn answer(
+    node: &Node,
+    request: v1::PullImageRequest,
+    limit: Option<Duration>,
+) -> Result<v1::PullImageResponse, Error> {
     let name = name("image", request.image)?;
     let what = || format!("pull image {name}");
-    let reference: Reference = name.parse().within(what)?;
+    let reference = node.registry.reference(&name).within(what)?;
     let auth = request.auth.map(auth).transpose().within(what)?.flatten();
-    let pulled = node.puller.pull(PullRequest { auth, ..PullRequest::new(reference) }).await.within(what)?;
+    let pull = node.puller.pull(PullRequest { auth, ..PullRequest::new(reference) });
+    let pulled = match limit {
+        None => pull.await,
+        // Dropping it gives our place in the pull up.
+        Some(limit) => match tokio::time::timeout(limit.saturating_sub(REPLY_TIME), pull).await {
+            Ok(result) => result,
+            Err(_) => return Err(Error::Deadline { what: what(), limit }),
+        },
+    }
+    .within(what)?;
     tracing::info!(image = name, id = %pulled.image_id, "image pulled");
     Ok(v1::PullImageResponse { image_ref: pulled.image_id.to_string() })
 }

@@ -12,7 +12,9 @@ use crate::node::Node;
 /// The image with this tag, digest reference, id, or unique beginning of an id. What cannot be a name of an image is no
 /// error: there is just no such image (as the CRI wants it).
 pub fn find(node: &Node, name: &str) -> Option<Arc<ImageRecord>> {
-    let named = name.parse::<Reference>().ok().and_then(|reference| node.store.image(&reference.to_string()));
+    // What the node's configuration refuses to look for may be here all the same.
+    let reference = node.registry.reference(name).ok().or_else(|| name.parse::<Reference>().ok());
+    let named = reference.and_then(|reference| node.store.image(&reference.to_string()));
     named.or_else(|| node.store.image(name))
 }
 

@@ -62,8 +62,13 @@ async fn serve(tag: &str, blobs: &[&str]) {
 
 async fn pull(dir: &Path, references: &[&str]) {
     let store = Store::open(pinnace_store::Options::new(dir.join("store"), dir.join("run"))).unwrap();
-    let client =
-        Client::new(pinnace_registry::Options { hosts_dirs: Vec::new(), ..Default::default() }).unwrap();
+    let client = Client::new(pinnace_registry::Options {
+        hosts_dirs: Vec::new(),
+        registries_files: Vec::new(),
+        auth_files: Vec::new(),
+        ..Default::default()
+    })
+    .unwrap();
     let puller = Puller::new(store.clone(), Arc::new(client), Options::default());
     for reference in references {
         let before = processor_time();

@@ -80,6 +80,8 @@ impl World {
         }
         let client = Client::new(pinnace_registry::Options {
             hosts_dirs: vec![hosts],
+            registries_files: Vec::new(),
+            auth_files: Vec::new(),
             stall_timeout: Duration::from_millis(500),
             attempts: 2,
             backoff: Duration::from_millis(1),

@@ -6,5 +6,6 @@ mod auth;
 mod debian;
 mod fetch;
 mod mirror;
+mod registries;
 mod resolve;
 mod world;

@@ -149,6 +149,8 @@ pub fn auth() -> Auth {
 pub fn options() -> Options {
     Options {
         hosts_dirs: Vec::new(),
+        registries_files: Vec::new(),
+        auth_files: Vec::new(),
         connect_timeout: Duration::from_secs(5),
         reply_timeout: Duration::from_secs(10),
         stall_timeout: Duration::from_millis(400),

@@ -1,0 +1,83 @@
+//! `pinnace image`: verbs about images.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use clap::{Args, Subcommand};
+use pinnace_admin_api::v1::{ExplainRequest, ExplainResponse};
+
+use crate::client::{Client, Target, refusal};
+
+/// What a user can ask about images.
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Tell what would decide a pull: the meaning of the name, servers in order, credentials, and the files that say so
+    Explain(Explain),
+}
+
+/// Flags of `image explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The image, as a pod would name it
+    image: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+impl Image {
+    /// Does it.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Explain(explain) => explain.run().await,
+        }
+    }
+}
+
+impl Explain {
+    async fn run(self) -> anyhow::Result<()> {
+        let mut client = Client::connect(&self.target.socket).await?;
+        let request = ExplainRequest { image: self.image.clone() };
+        let explained = client.admin_images.explain(request).await.map_err(refusal("explain"))?;
+        io::stdout().write_all(text(&self.image, &explained.into_inner()).as_bytes())?;
+        Ok(())
+    }
+}
+
+fn text(name: &str, explained: &ExplainResponse) -> String {
+    let mut text = format!("{name} means {}\n", explained.reference);
+    for note in &explained.notes {
+        let file = if note.file.is_empty() { "(nothing configured)" } else { &note.file };
+        let _ = writeln!(text, "  {file}: {}", note.text);
+    }
+    let _ = writeln!(text, "asked in this order:");
+    for (position, server) in explained.servers.iter().enumerate() {
+        let role = if server.is_mirror { "mirror" } else { "registry" };
+        let _ = writeln!(text, "{:>3}. {}  repository {}", position + 1, server.url, server.repository);
+        let mut row = |name: &str, value: &str| {
+            let _ = writeln!(text, "     {name:<12} {value}");
+        };
+        row("is", role);
+        if !server.decided_by.is_empty() {
+            row("named by", &server.decided_by);
+        }
+        let uses = match (server.resolves, server.pulls) {
+            (true, true) => "tags and content",
+            (true, false) => "tags only",
+            (false, true) => "content only",
+            (false, false) => "nothing",
+        };
+        row("asked for", uses);
+        row("trust", &server.trust);
+        row("credentials", &server.credentials);
+        if server.client_certificate {
+            row("certificate", "ours is shown");
+        }
+        if !server.headers.is_empty() {
+            row("headers", &server.headers.join(", "));
+        }
+        if !server.proxy.is_empty() {
+            row("proxy", &server.proxy);
+        }
+    }
+    text
+}

@@ -89,7 +89,6 @@ impl Tokens {
         Ok(token)
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "the connections come next"))]
     /// The request behind a token, which stays usable: what a client may ask for decides how it is answered.
     pub fn look_up(&self, segment: &str, token: &str) -> Option<Request> {
         let waiting = self.lock();
@@ -97,7 +96,6 @@ impl Tokens {
         (*deadline > Instant::now() && request.segment() == segment).then(|| request.clone())
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "the connections come next"))]
     /// Uses a token up: `true` for exactly one caller.
     pub fn spend(&self, token: &str) -> bool {
         let mut waiting = self.lock();

@@ -187,8 +187,13 @@ impl Bridge {
         let port = host_ifname(sandbox);
         self.create_pair(up, sandbox, &port, netns, mac)?;
         configure_sandbox(&mut netns.socket, addresses)?;
+        // Both carry packets from now on, not when the kernel gets round to it: first the port, by which the bridge has
+        // a carrier, then the bridge.
         let mut socket = self.socket();
-        link::find_link(&mut socket, &port)?;
+        let mut request = socket.request();
+        link::ask_link(&mut request, &port);
+        link::ask_link(&mut request, self.name.as_str());
+        socket.execute(request)?;
         Ok(())
     }
 

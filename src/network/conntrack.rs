@@ -40,6 +40,8 @@ pub enum Wrong {
     Unanswered,
     /// The forward is gone: what leads to the pod.
     Forwarded,
+    /// Whatever was sent to the port.
+    Any,
 }
 
 /// A remembered connection.
@@ -79,6 +81,7 @@ fn is_wrong(entry: &Entry, forward: &Forward, why: Wrong) -> bool {
     about
         && match why {
             Wrong::Unanswered => !entry.answered && entry.answered_by == entry.destination,
+            Wrong::Any => true,
             Wrong::Forwarded => entry.answered_by == forward.address && entry.destination != forward.address,
         }
 }

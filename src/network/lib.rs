@@ -17,6 +17,8 @@
 //! - A lock is held for one system call or a few, and at most one of them at a time, in any order; the file lock
 //!   of the addresses may wait for other programs, ten seconds at most.
 //!
+//! [`native`] is the other half: CNI's standard plugins executed here, for nodes that have a configuration of CNI.
+//!
 //! The network belongs to the network namespace of the thread that called [`Network::open`]; every other call may
 //! come from any thread of that namespace.
 
@@ -29,6 +31,7 @@ mod hostport;
 mod ipam;
 mod link;
 mod message;
+pub mod native;
 mod netlink;
 mod netns;
 mod nftables;

@@ -34,32 +34,32 @@ pub const TABLE: &str = "pinnace";
 /// Multicast group of nf_tables changes (NFNLGRP_NFTABLES, 7), as a bit mask.
 pub const GROUP_NFTABLES: u32 = 1 << 6;
 
-const NFNL_MSG_BATCH_BEGIN: u16 = 16;
-const NFNL_MSG_BATCH_END: u16 = 17;
-const SUBSYS_NFTABLES: u8 = 10;
+pub(crate) const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+pub(crate) const NFNL_MSG_BATCH_END: u16 = 17;
+pub(crate) const SUBSYS_NFTABLES: u8 = 10;
 const NFPROTO_INET: u8 = 1;
 
-const NEWTABLE: u8 = 0;
+pub(crate) const NEWTABLE: u8 = 0;
 const DELTABLE: u8 = 2;
-const NEWCHAIN: u8 = 3;
-const DELCHAIN: u8 = 5;
-const NEWRULE: u8 = 6;
-const DELRULE: u8 = 8;
+pub(crate) const NEWCHAIN: u8 = 3;
+pub(crate) const DELCHAIN: u8 = 5;
+pub(crate) const NEWRULE: u8 = 6;
+pub(crate) const DELRULE: u8 = 8;
 const NEWSET: u8 = 9;
 const DELSET: u8 = 11;
 const NEWSETELEM: u8 = 12;
 const DELSETELEM: u8 = 14;
 
-const NFTA_TABLE_NAME: u16 = 1;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_CHAIN_TYPE: u16 = 7;
-const NFTA_HOOK_HOOKNUM: u16 = 1;
-const NFTA_HOOK_PRIORITY: u16 = 2;
-const NFTA_RULE_TABLE: u16 = 1;
-const NFTA_RULE_CHAIN: u16 = 2;
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
+pub(crate) const NFTA_TABLE_NAME: u16 = 1;
+pub(crate) const NFTA_CHAIN_TABLE: u16 = 1;
+pub(crate) const NFTA_CHAIN_NAME: u16 = 3;
+pub(crate) const NFTA_CHAIN_HOOK: u16 = 4;
+pub(crate) const NFTA_CHAIN_TYPE: u16 = 7;
+pub(crate) const NFTA_HOOK_HOOKNUM: u16 = 1;
+pub(crate) const NFTA_HOOK_PRIORITY: u16 = 2;
+pub(crate) const NFTA_RULE_TABLE: u16 = 1;
+pub(crate) const NFTA_RULE_CHAIN: u16 = 2;
+pub(crate) const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_SET_TABLE: u16 = 1;
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_FLAGS: u16 = 3;
@@ -78,12 +78,12 @@ const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFT_SET_MAP: u32 = 8;
 
-const HOOK_PREROUTING: u32 = 0;
-const HOOK_OUTPUT: u32 = 3;
-const HOOK_POSTROUTING: u32 = 4;
+pub(crate) const HOOK_PREROUTING: u32 = 0;
+pub(crate) const HOOK_OUTPUT: u32 = 3;
+pub(crate) const HOOK_POSTROUTING: u32 = 4;
 const PRIORITY_RAW: i32 = -300;
-const PRIORITY_DSTNAT: i32 = -100;
-const PRIORITY_SRCNAT: i32 = 100;
+pub(crate) const PRIORITY_DSTNAT: i32 = -100;
+pub(crate) const PRIORITY_SRCNAT: i32 = 100;
 
 /// Types of the `nft` program, which packs them 6 bits each; the kernel only stores them.
 const TYPE_IPV4: u32 = 7;
@@ -470,7 +470,7 @@ fn loopback() -> Cidr {
     block([127, 0, 0, 0].into(), 8)
 }
 
-fn multicast(family: IpFamily) -> Cidr {
+pub(crate) fn multicast(family: IpFamily) -> Cidr {
     match family {
         IpFamily::V4 => block([224, 0, 0, 0].into(), 4),
         IpFamily::V6 => block([0xff00, 0, 0, 0, 0, 0, 0, 0].into(), 8),

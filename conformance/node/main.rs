@@ -19,6 +19,7 @@ mod runtime;
 mod sandbox;
 mod security;
 mod stats;
+mod user_namespaces;
 mod users;
 mod volumes;
 

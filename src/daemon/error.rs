@@ -192,6 +192,9 @@ pub enum Error {
     /// OCI spec.
     #[error(transparent)]
     Spec(#[from] pinnace_spec::Error),
+    /// User namespace.
+    #[error(transparent)]
+    Namespaces(#[from] pinnace_launcher::namespaces::Error),
     /// Talking to the monitor.
     #[error(transparent)]
     Launcher(#[from] pinnace_launcher::client::Error),
@@ -245,6 +248,7 @@ impl Error {
             Self::Network(error) => network_code(error),
             Self::Cgroup(error) => cgroup_code(error),
             Self::Seccomp(_) => Code::InvalidArgument,
+            Self::Namespaces(_) => Code::FailedPrecondition,
             Self::Spec(error) => spec_code(error),
             Self::Unexpected { .. } | Self::Lost(_) | Self::Launcher(_) => Code::Internal,
         }

@@ -24,6 +24,7 @@ pub mod logging;
 pub mod monitor;
 pub mod node;
 pub mod operation;
+pub mod owner_map;
 pub mod readiness;
 pub mod record;
 pub mod recover;

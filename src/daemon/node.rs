@@ -55,6 +55,8 @@ pub struct Node {
     pub monitor_program: OwnedFd,
     /// Where sandboxes and containers tell what happens to them.
     pub events: Events,
+    /// Whether pods can have user namespaces, as found out at start.
+    pub user_namespaces: bool,
     /// Pod sandboxes.
     pub sandboxes: Table<SandboxName, Sandbox>,
     /// Containers.
@@ -90,6 +92,8 @@ pub struct Parts {
     pub kernel: KernelVersion,
     /// The monitor's program, sealed.
     pub monitor_program: OwnedFd,
+    /// Whether pods can have user namespaces.
+    pub user_namespaces: bool,
 }
 
 impl Node {
@@ -109,6 +113,7 @@ impl Node {
             programs: Arc::new(ProgramCache::new()),
             monitor_program: parts.monitor_program,
             events: Events::default(),
+            user_namespaces: parts.user_namespaces,
             sandboxes: Table::default(),
             containers: Table::default(),
             sandbox_runs: Operations::new(tasks.clone()),

@@ -1,5 +1,6 @@
 //! The daemon's life: open what it works on, recover, serve, drain.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::config::{self, Config};
 use crate::cri::Services;
 use crate::node::{Node, Parts};
-use crate::{admin, logging, recover, socket, state_lock};
+use crate::{admin, logging, owner_map, recover, socket, state_lock};
 
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -127,6 +128,13 @@ fn open(config: Config) -> anyhow::Result<Parts> {
     let facts = Facts::detect().context("find out what this kernel can do")?;
     let monitor_program =
         pinnace_launcher::client::seal(pinnace_monitor_image::BYTES).context("seal the monitor's program")?;
+    let user_namespaces = match owner_map::probe(monitor_program.as_fd(), root) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::info!(why = error.chain(), "no user namespaces for pods");
+            false
+        }
+    };
     let kernel = pinnace_seccomp::KernelVersion::running().context("read the kernel version")?;
     let registry = Client::new(registry_options(&config)).context("set up the registry client")?;
     let registry = Arc::new(registry);
@@ -139,6 +147,7 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         facts,
         kernel,
         monitor_program,
+        user_namespaces,
         config,
     })
 }

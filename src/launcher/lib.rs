@@ -10,6 +10,7 @@
 pub mod client;
 pub mod copy_tree;
 mod failure;
+pub mod namespaces;
 mod packet;
 pub mod plan;
 pub mod protocol;

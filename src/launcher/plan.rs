@@ -74,6 +74,9 @@ pub struct Namespaces {
     /// Stay in the host's PID namespace.
     #[prost(bool, tag = "5")]
     pub host_pid: bool,
+    /// Be born in the pod's user namespace, which then owns everything fresh.
+    #[prost(bool, tag = "6")]
+    pub pod_user: bool,
 }
 
 /// One `setns(2)`.

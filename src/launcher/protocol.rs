@@ -119,6 +119,21 @@ pub struct Setup {
     /// Runs in the host's user namespace at this value when given (-1000..=1000).
     #[prost(int32, optional, tag = "10")]
     pub oom_score_adj: Option<i32>,
+    /// Slot of the pod's user namespace; none means the host's.
+    #[prost(uint32, optional, tag = "11")]
+    pub user: Option<Slot>,
+    /// Slot of the IPC namespace to enter instead of making a fresh one.
+    #[prost(uint32, optional, tag = "12")]
+    pub ipc_namespace: Option<Slot>,
+    /// Slot of the UTS namespace to enter instead of making a fresh one.
+    #[prost(uint32, optional, tag = "13")]
+    pub uts_namespace: Option<Slot>,
+    /// The host's number of the user namespace's root, who owns `/dev/shm`.
+    #[prost(uint32, tag = "14")]
+    pub root_uid: u32,
+    /// The same for its group.
+    #[prost(uint32, tag = "15")]
+    pub root_gid: u32,
 }
 
 /// A container to launch.

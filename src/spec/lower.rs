@@ -82,6 +82,8 @@ pub struct PodNamespaces {
     pub ipc: Option<PathBuf>,
     /// UTS namespace.
     pub uts: Option<PathBuf>,
+    /// User namespace, which owns the others.
+    pub user: Option<PathBuf>,
     /// PID namespace of the pod's init.
     pub pid: Option<PathBuf>,
     /// PID namespace of another container of the pod, and that container's id.
@@ -97,6 +99,8 @@ pub enum Source {
     Tree(OwnedFd),
     /// A file or directory inside a detached mount, for one mount of the spec.
     Part(OwnedFd, PathBuf),
+    /// A path of the host whose mounts that have id mappings show owners through this user namespace.
+    Mapped(OwnedFd),
     /// A file pinned earlier (`O_PATH`), for any number of mounts.
     Pinned(OwnedFd),
 }
@@ -185,7 +189,7 @@ pub fn lower(spec: &Spec, context: Context<'_>) -> Result<Lowered, Error> {
         }
         Dev::Image | Dev::Bound => (Vec::new(), Vec::new()),
     };
-    if !host.facts.makes_nodes() {
+    if !host.facts.makes_nodes() || namespaces.plan.pod_user {
         devices::with_fallbacks(&mut devices, &mut slots)?;
     }
 

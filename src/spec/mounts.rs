@@ -123,7 +123,9 @@ fn lower_one(
         return Err(Error::invalid(field, "the root file system comes from the image"));
     }
     let mapped = [mount.uid_mappings(), mount.gid_mappings()];
-    if mapped.iter().any(|mappings| mappings.as_ref().is_some_and(|list| !list.is_empty())) {
+    let mapped = mapped.iter().any(|mappings| mappings.as_ref().is_some_and(|list| !list.is_empty()));
+    let source = mount.source().as_deref().and_then(|path| sources.get(path));
+    if mapped && !matches!(source, Some(Source::Mapped(_))) {
         return Err(Error::unsupported(field, "an id-mapped mount"));
     }
     let options = Options::parse(&field, mount.options().as_deref().unwrap_or_default())?;
@@ -215,13 +217,19 @@ fn lower_bind(
             source::check_propagation(subject, pinned.as_fd(), propagation)?;
             source::clone(subject, pinned.as_fd(), reach)?
         }
-        None => {
+        Some(Source::Mapped(_)) | None => {
             let pinned = source::pin(subject, surroundings.missing_source)?;
             check_proc(&field, destination, &pinned)?;
             source::check_propagation(subject, pinned.as_fd(), propagation)?;
             source::clone(subject, pinned.as_fd(), reach)?
         }
     };
+    let is_mapped = mount.uid_mappings().as_ref().is_some_and(|list| !list.is_empty());
+    if let Some(Source::Mapped(namespace)) = sources.get(path)
+        && is_mapped
+    {
+        source::map_owners(subject, tree.as_fd(), namespace.as_fd())?;
+    }
     let (attributes, recursive) = bind_attributes(subject, &tree, options)?;
     Ok(plan::Mount {
         target: source::bytes(destination.to_owned()),

@@ -6,7 +6,7 @@
 //! | pid | the pod's init, or the target container | refused | fresh | the host's |
 //! | cgroup | | joined | fresh | the host's |
 //! | mount | | refused | fresh | refused |
-//! | user | | refused | refused | the host's |
+//! | user | inherited from the pod | refused | refused | the host's; an error when the pod owns one |
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -61,9 +61,15 @@ pub(crate) fn lower(
         Some(_) => return Err(Error::unsupported(FIELD, "joining a mount namespace")),
         None => return Err(Error::invalid(FIELD, "a container needs a mount namespace")),
     }
-    if find(LinuxNamespaceType::User).is_some() {
-        return Err(Error::unsupported(FIELD, "a user namespace"));
-    }
+    let pod_user =
+        match (find(LinuxNamespaceType::User).map(|namespace| namespace.path().as_deref()), &pod.user) {
+            (None, None) => false,
+            (Some(path), Some(pods)) if path == Some(pods.as_path()) => true,
+            (None, Some(_)) => {
+                return Err(Error::invalid(FIELD, "no user namespace, but the pod has its own"));
+            }
+            (Some(_), _) => return Err(Error::unsupported(FIELD, "a user namespace that is not the pod's")),
+        };
 
     let mut lowered = Lowered {
         plan: plan::Namespaces::default(),
@@ -116,6 +122,7 @@ pub(crate) fn lower(
             _ => return Err(Error::unsupported(FIELD, "a PID namespace of another pod")),
         },
     }
+    lowered.plan.pod_user = pod_user;
     Ok(lowered)
 }
 
@@ -203,6 +210,7 @@ mod tests {
             network: Some("/run/netns/a".into()),
             ipc: Some("/proc/7/ns/ipc".into()),
             uts: Some("/proc/7/ns/uts".into()),
+            user: None,
             pid: Some("/proc/8/ns/pid".into()),
             target: Some((PathBuf::from("/proc/9/ns/pid"), "abc".into())),
         };

@@ -12,6 +12,7 @@ use crate::descriptor::close_range;
 use crate::last_errno;
 
 const CLONE_PIDFD: u64 = 0x1000;
+const CLONE_PARENT: u64 = 0x8000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Every `CLONE_NEW*` flag of clone3(2), `CLONE_NEWTIME` included.
@@ -111,6 +112,30 @@ where
             // SAFETY: with CLONE_PIDFD a successful clone3 stored a fresh descriptor that nobody else owns.
             Ok(Cloned { pid, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
         }
+    }
+}
+
+/// Forks a child of the calling process's own parent (`CLONE_PARENT`), with a copy of every descriptor.
+///
+/// EAGAIN when the calling process has a second thread, as [`clone_process`].
+pub fn clone_sibling<F>(child: F) -> Result<Pid, Errno>
+where
+    F: FnOnce() -> u8,
+{
+    assert_single_threaded()?;
+    // The signal at its end is the one that its parent gets for us, hence 0 (clone(2), `CLONE_PARENT`).
+    let mut args = CloneArgs { flags: CLONE_PARENT, ..CloneArgs::default() };
+    // SAFETY: as in `clone_process`: a copy of the memory and of the only thread.
+    let pid =
+        unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_mut(&mut args), size_of::<CloneArgs>()) };
+    match pid {
+        -1 => Err(last_errno()),
+        0 => {
+            let status = catch_unwind(AssertUnwindSafe(child)).unwrap_or(PANICKED);
+            // SAFETY: ends the process at once, as in `clone_process`.
+            unsafe { libc::_exit(i32::from(status)) }
+        }
+        pid => i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH),
     }
 }
 

@@ -129,7 +129,10 @@ fn build(
     let directory = node.container_directory(id);
     disk::make_directory(&directory)?;
     node.store.prepare(id.as_str(), &image.layers)?;
-    let rootfs = node.store.mount(id.as_str(), &MountOptions::default())?;
+    let user_namespace = sandbox.user_namespace(node)?;
+    let user_namespace = user_namespace.as_ref().map(|namespace| namespace.as_fd());
+    let rootfs =
+        node.store.mount(id.as_str(), &MountOptions { user_namespace, ..MountOptions::default() })?;
 
     let asked = &request.security.user;
     let groups = asked.groups.iter().copied().map(i64::from).collect::<Vec<_>>();
@@ -150,7 +153,7 @@ fn build(
         check_source(&mount.host_path, &mount.container_path)?;
     }
     let views = volumes::make_views(node, id, request)?;
-    let volumes = volumes::make(node, id, rootfs.as_fd(), config, request)?;
+    let volumes = volumes::make(node, id, sandbox, rootfs.as_fd(), config, request)?;
     let built = spec::build(node, sandbox, request, config, &user, &volumes, cgroup_path.as_str())?;
     let stop_signal = match request.stop_signal {
         Some(signal) => signal,
@@ -203,6 +206,9 @@ fn check_against(sandbox: &Sandbox, security: &Security) -> Result<(), Error> {
     let field = |name: &str| format!("config.linux.security_context.{name}");
     if security.privileged && !sandbox.config.privileged {
         return Err(Error::invalid(field("privileged"), "the sandbox was not made privileged"));
+    }
+    if security.user_namespace != sandbox.config.user_namespace {
+        return Err(Error::invalid(field("namespace_options.userns_options"), "differs from the sandbox's"));
     }
     // The pod's network and IPC are its containers', and clients leave the container's fields at POD even in pods of the
     // host's network. Asking for the host's where the pod has its own would be more than the pod was given.
@@ -286,6 +292,7 @@ fn mount_view((mount, image): (&MountRequest, &Option<Arc<ImageRecord>>)) -> Mou
             .as_ref()
             .zip(wanted)
             .map(|(image, wanted)| view(image, &wanted.image, &wanted.user_specified)),
+        owners: mount.owners.clone(),
         image_sub_path: wanted.map(|wanted| wanted.sub_path.clone()).unwrap_or_default(),
         options: mount.options.clone(),
     }

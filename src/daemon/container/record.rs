@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ContainerId, SandboxId};
+use crate::owner_map::OwnerMap;
 
 /// The key by which the kubelet knows a container within its sandbox.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct MountView {
     /// File or directory in that image; empty is all of it.
     #[serde(default)]
     pub image_sub_path: String,
+    /// Owners are shown as mapped.
+    #[serde(default)]
+    pub owners: Option<OwnerMap>,
     /// Further flags of the mount, as given.
     #[serde(default)]
     pub options: Vec<String>,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::record::{ContainerName, Resources};
+use crate::owner_map::OwnerMap;
 use crate::sandbox::record::NamespaceMode;
 
 /// A container to make.
@@ -55,6 +56,8 @@ pub struct MountRequest {
     pub host_path: String,
     /// The image to mount instead of a path of the host.
     pub image: Option<ImageMount>,
+    /// Shows owners as mapped; `None` shows them as they are.
+    pub owners: Option<OwnerMap>,
     /// Further flags, of the mount and everything below: `noexec`, `nodev`, `nosuid` and the like.
     pub options: Vec<String>,
     /// Writable or not.
@@ -154,6 +157,8 @@ pub struct Security {
     pub network: NamespaceMode,
     /// IPC namespace: `Pod` or `Node`.
     pub ipc: NamespaceMode,
+    /// User namespace: that of the pod; `None` is the host's.
+    pub user_namespace: Option<OwnerMap>,
     /// Identity.
     pub user: UserRequest,
     /// Read-only root.

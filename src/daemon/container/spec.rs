@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::{
-    Capability, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxHugepageLimitBuilder, LinuxMemoryBuilder,
-    LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Mount,
-    PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec,
+    Capability, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxHugepageLimitBuilder, LinuxIdMapping,
+    LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxResources, LinuxSeccomp, Mount, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec,
 };
 use pinnace_spec::user::User;
 use pinnace_spec::{capabilities, defaults, devices, image, mounts};
@@ -21,6 +21,7 @@ use super::volumes::{self, Volume};
 use crate::config::{self, SeccompDefault};
 use crate::error::{Error, Within as _};
 use crate::node::Node;
+use crate::owner_map::IdRange;
 use crate::sandbox::Sandbox;
 use crate::sandbox::record::NamespaceMode;
 
@@ -33,6 +34,9 @@ pub struct Built {
     pub binary_env: Vec<Vec<u8>>,
 }
 
+/// How the spec names the pod's user namespace: the monitor holds it by descriptor, no such path exists.
+const POD_USER: &str = "/run/pinnace/pod-user";
+
 /// Where the pod's namespaces are, as the spec names them.
 #[derive(Debug, Clone)]
 pub struct PodPaths {
@@ -42,6 +46,8 @@ pub struct PodPaths {
     pub ipc: Option<PathBuf>,
     /// UTS namespace; `None` for the host's.
     pub uts: Option<PathBuf>,
+    /// User namespace, which the monitor holds; `None` for the host's.
+    pub user: Option<PathBuf>,
     /// PID namespace of the pod's init; `None` without one.
     pub pid: Option<PathBuf>,
 }
@@ -57,6 +63,7 @@ impl PodPaths {
             network: own_network.then(|| of("net")),
             ipc: (namespaces.ipc == NamespaceMode::Pod).then(|| of("ipc")),
             uts: own_network.then(|| of("uts")),
+            user: sandbox.config.user_namespace.as_ref().map(|_| PathBuf::from(POD_USER)),
             pid: (record.init_pid != 0).then(|| PathBuf::from(format!("/proc/{}/ns/pid", record.init_pid))),
         }
     }
@@ -169,6 +176,15 @@ fn all_mounts(
             &["rbind", "nosuid", "nodev", "noexec"],
         ));
     }
+    if sandbox.config.user_namespace.is_some() && sandbox.config.namespaces.network == NamespaceMode::Node {
+        // The kernel lets only the owner of a network namespace mount a sysfs of it.
+        defaults.retain(|mount| mount.destination() != Path::new("/sys"));
+        defaults.push(mounts::bind(
+            "/sys",
+            "/sys",
+            &["rbind", "rprivate", "nosuid", "noexec", "nodev", "rro"],
+        ));
+    }
     let access = if request.security.read_only_rootfs { "ro" } else { "rw" };
     for (name, target) in
         [("hosts", "/etc/hosts"), ("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
@@ -181,11 +197,16 @@ fn all_mounts(
             .iter()
             .map(|volume| mounts::bind(&volume.destination, &volume.source, &["rbind", "rprivate", "rw"])),
     );
-    let requested = request.mounts.iter().enumerate().map(|(number, mount)| bind(number, mount)).collect();
+    let requested = request
+        .mounts
+        .iter()
+        .enumerate()
+        .map(|(number, mount)| bind(number, mount))
+        .collect::<Result<_, _>>()?;
     Ok(mounts::merge(defaults, requested)?)
 }
 
-fn bind(number: usize, mount: &MountRequest) -> Mount {
+fn bind(number: usize, mount: &MountRequest) -> Result<Mount, Error> {
     let propagation = match mount.propagation {
         Propagation::Private => "rprivate",
         Propagation::HostToContainer => "rslave",
@@ -204,7 +225,24 @@ fn bind(number: usize, mount: &MountRequest) -> Mount {
     let further: Vec<_> = mount.options.iter().map(|option| format!("r{option}")).collect();
     let options: Vec<_> =
         ["rbind", propagation, access].into_iter().chain(further.iter().map(String::as_str)).collect();
-    mounts::bind(&mount.container_path, source, &options)
+    let mut bound = mounts::bind(&mount.container_path, source, &options);
+    if let Some(owners) = &mount.owners {
+        bound.set_uid_mappings(Some(mappings(&owners.uids)?));
+        bound.set_gid_mappings(Some(mappings(&owners.gids)?));
+    }
+    Ok(bound)
+}
+
+fn mappings(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>, Error> {
+    let one = |range: &IdRange| {
+        LinuxIdMappingBuilder::default()
+            .host_id(range.host)
+            .container_id(range.container)
+            .size(range.length)
+            .build()
+            .map_err(|error| Error::invalid("mounts.uidMappings", error.to_string()))
+    };
+    ranges.iter().map(one).collect()
 }
 
 /// The container's root must let through what its mounts do.
@@ -360,6 +398,7 @@ fn namespaces(
         (LinuxNamespaceType::Network, &pod.network),
         (LinuxNamespaceType::Ipc, &pod.ipc),
         (LinuxNamespaceType::Uts, &pod.uts),
+        (LinuxNamespaceType::User, &pod.user),
     ] {
         if let Some(path) = path {
             list.push(entry(kind, Some(path.clone()))?);

@@ -102,9 +102,14 @@ pub(super) async fn launched(
 fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPlan, Vec<OwnedFd>), Error> {
     let record = container.record();
     let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
+    let user_namespace = container.sandbox.user_namespace(node)?;
     let rootfs = match lock(&container.rootfs).take() {
         Some(rootfs) => rootfs,
-        None => node.store.mount(container.id.as_str(), &MountOptions::default())?,
+        None => {
+            let user_namespace = user_namespace.as_ref().map(|namespace| namespace.as_fd());
+            let options = MountOptions { user_namespace, ..MountOptions::default() };
+            node.store.mount(container.id.as_str(), &options)?
+        }
     };
     let pod = PodPaths::of(&container.sandbox);
     let context = Context {
@@ -119,12 +124,13 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPla
             network: pod.network,
             ipc: pod.ipc,
             uts: pod.uts,
+            user: pod.user,
             pid: pod.pid,
             target: Some(record.target.clone())
                 .filter(|target| !target.is_empty())
                 .map(|target| (target_path(&target), target)),
         },
-        sources: sources(node, container)?,
+        sources: sources(node, container, user_namespace.as_deref())?,
         missing_source: MissingSource::Refuse,
         binary_env: record.binary_env.clone(),
         hold: false,
@@ -145,16 +151,28 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPla
 }
 
 /// Sources of mounts that are no paths of the host.
-fn sources(node: &Node, container: &Container) -> Result<HashMap<PathBuf, Source>, Error> {
+fn sources(
+    node: &Node,
+    container: &Container,
+    user_namespace: Option<&OwnedFd>,
+) -> Result<HashMap<PathBuf, Source>, Error> {
     let mut sources = HashMap::from([(node.pod_shm_source().to_owned(), Source::PodShm)]);
     for (number, mount) in container.record().mounts.iter().enumerate() {
-        let Some(image) = &mount.image else { continue };
-        let tree =
-            volumes::mount_view(node, &container.id, number, None).map_err(|error| Error::ImageVolume {
+        let Some(image) = &mount.image else {
+            if let Some(owners) = &mount.owners {
+                let namespace = owners.user_namespace(node.monitor_program.as_fd())?;
+                sources.insert(PathBuf::from(&mount.host_path), Source::Mapped(namespace));
+            }
+            continue;
+        };
+        let namespace = user_namespace.map(|namespace| namespace.as_fd());
+        let tree = volumes::mount_view(node, &container.id, number, namespace).map_err(|error| {
+            Error::ImageVolume {
                 image: image.name.clone(),
                 destination: mount.container_path.clone(),
                 source: Box::new(error),
-            })?;
+            }
+        })?;
         let source = match mount.image_sub_path.as_str() {
             "" => Source::Tree(tree),
             path => Source::Part(tree, path.into()),

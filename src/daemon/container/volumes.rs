@@ -17,7 +17,7 @@ use oci_spec::image::Config as ImageConfig;
 use pinnace_launcher::copy_tree;
 use pinnace_spec::image;
 use pinnace_store::{Access, ImageRecord, MountOptions};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, chmodat, chownat, openat2};
 use rustix::io::Errno;
 
 use super::record::ContainerRecord;
@@ -25,7 +25,9 @@ use super::request::{ContainerRequest, ImageMount};
 use crate::error::Error;
 use crate::id::ContainerId;
 use crate::node::Node;
+use crate::owner_map::OwnerMap;
 use crate::record as disk;
+use crate::sandbox::Sandbox;
 
 /// What the kernel and the pod provide in every container; an image cannot have it otherwise.
 const PROVIDED: [&str; 6] = ["/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
@@ -51,6 +53,7 @@ pub fn directory(node: &Node) -> PathBuf {
 pub fn make(
     node: &Node,
     id: &ContainerId,
+    sandbox: &Sandbox,
     rootfs: BorrowedFd<'_>,
     config: Option<&ImageConfig>,
     request: &ContainerRequest,
@@ -64,19 +67,20 @@ pub fn make(
     };
     let wanted = image::volumes(config)?.into_iter().filter(|path| !taken(path));
     let own = directory(node).join(id.as_str());
+    let owner = sandbox.config.user_namespace.as_ref().map_or((0, 0), OwnerMap::root);
     wanted
         .enumerate()
         .map(|(number, destination)| {
             let source = own.join(number.to_string());
             disk::make_directory(&source)?;
-            fill(rootfs, &destination, &source)?;
+            fill(rootfs, &destination, &source, owner)?;
             Ok(Volume { destination, source })
         })
         .collect()
 }
 
 /// Copies what the image has at `destination`; without that the volume is an empty directory of root's, mode 0755.
-fn fill(rootfs: BorrowedFd<'_>, destination: &Path, source: &Path) -> Result<(), Error> {
+fn fill(rootfs: BorrowedFd<'_>, destination: &Path, source: &Path, owner: (u32, u32)) -> Result<(), Error> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |errno: Errno| Error::io("fill the image's volume", path)(errno.into())
@@ -94,7 +98,10 @@ fn fill(rootfs: BorrowedFd<'_>, destination: &Path, source: &Path) -> Result<(),
         Ok(directory) => copy_tree::copy(directory.as_fd(), volume.as_fd()).map_err(failed(destination)),
         Err(Errno::NOENT) => {
             let mode = Mode::from_raw_mode(0o755);
-            rustix::fs::chmodat(&volume, ".", mode, rustix::fs::AtFlags::empty()).map_err(failed(source))
+            let (uid, gid) = (Uid::from_raw(owner.0), Gid::from_raw(owner.1));
+            chownat(&volume, ".", Some(uid), Some(gid), AtFlags::empty())
+                .and_then(|()| chmodat(&volume, ".", mode, AtFlags::empty()))
+                .map_err(failed(source))
         }
         Err(errno) => Err(failed(destination)(errno)),
     }

@@ -7,6 +7,7 @@ use pinnace_cri_api::v1;
 use super::container_config::resources_message;
 use super::list_containers::{image, metadata, state};
 use super::list_pod_sandbox::map;
+use super::sandbox_config::id_mappings;
 use super::signal;
 use crate::container::Container;
 use crate::container::record::{ContainerRecord, MountView, Status};
@@ -79,7 +80,8 @@ fn mount(mount: &MountView) -> v1::Mount {
         }),
         image_sub_path: mount.image_sub_path.clone(),
         mount_options: mount.options.clone(),
-        ..Default::default()
+        uid_mappings: mount.owners.as_ref().map(|owners| id_mappings(&owners.uids)).unwrap_or_default(),
+        gid_mappings: mount.owners.as_ref().map(|owners| id_mappings(&owners.gids)).unwrap_or_default(),
     }
 }
 

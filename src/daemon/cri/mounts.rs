@@ -2,9 +2,10 @@
 
 use pinnace_cri_api::v1;
 
-use super::sandbox_config::absolute;
+use super::sandbox_config::{absolute, id_ranges};
 use crate::container::request::{Access, ImageMount, MountRequest, Propagation};
 use crate::error::Error;
+use crate::owner_map::OwnerMap;
 
 /// Options that take something away. What gives is not for a pod to ask for: the host's mount decides.
 const OPTIONS: [&str; 8] =
@@ -17,14 +18,17 @@ pub fn parse(mounts: Vec<v1::Mount>) -> Result<Vec<MountRequest>, Error> {
 
 fn one(index: usize, mount: v1::Mount) -> Result<MountRequest, Error> {
     let field = |name: &str| format!("config.mounts[{index}].{name}");
-    let unsupported = |name: &str| Err(Error::invalid(field(name), "is not supported yet"));
     let image = image(&field, &mount)?;
     if let Some(option) = mount.mount_options.iter().find(|option| !OPTIONS.contains(&option.as_str())) {
         let reason = format!("{option:?} is none of {}", OPTIONS.join(", "));
         return Err(Error::invalid(field("mount_options"), reason));
     }
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return unsupported("uidMappings");
+    let owners = OwnerMap {
+        uids: id_ranges(&field("uidMappings"), &mount.uid_mappings)?,
+        gids: id_ranges(&field("gidMappings"), &mount.gid_mappings)?,
+    };
+    if owners.uids.is_empty() != owners.gids.is_empty() {
+        return Err(Error::invalid(field("uidMappings"), "and gidMappings need each other"));
     }
     absolute(&field("container_path"), &mount.container_path)?;
     if image.is_none() {
@@ -52,6 +56,7 @@ fn one(index: usize, mount: v1::Mount) -> Result<MountRequest, Error> {
         container_path: mount.container_path,
         host_path: mount.host_path,
         image,
+        owners: Some(owners).filter(|owners| !owners.uids.is_empty()),
         options: mount.mount_options,
         access,
         selinux_relabel: mount.selinux_relabel,

@@ -6,7 +6,7 @@ use pinnace_cri_api::v1;
 
 use super::container_status;
 use super::list_pod_sandbox::{map, metadata, state};
-use super::sandbox_config::mode_number;
+use super::sandbox_config::{mode_number, user_namespace_message};
 use crate::clock;
 use crate::error::Error;
 use crate::node::Node;
@@ -36,7 +36,7 @@ pub fn status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
         pid: mode_number(config.namespaces.pid),
         ipc: mode_number(config.namespaces.ipc),
         target_id: String::new(),
-        userns_options: None,
+        userns_options: config.user_namespace.as_ref().map(user_namespace_message),
     };
     v1::PodSandboxStatus {
         id: sandbox.id.to_string(),

@@ -24,13 +24,13 @@ pub fn answer(node: &Node, request: &v1::StatusRequest) -> Result<v1::StatusResp
             features: Some(v1::RuntimeHandlerFeatures {
                 // mount_setattr(AT_RECURSIVE) is there since 5.12, which the program needs anyway.
                 recursive_read_only_mounts: true,
-                user_namespaces: false,
+                user_namespaces: node.user_namespaces,
             }),
         }],
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             mount_options: true,
-            ..Default::default()
+            user_namespaces_host_network: node.user_namespaces,
         }),
     })
 }

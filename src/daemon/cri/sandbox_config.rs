@@ -7,6 +7,7 @@ use pinnace_cri_api::v1;
 use pinnace_network::{PortMapping, Protocol};
 
 use crate::error::Error;
+use crate::owner_map::{IdRange, OwnerMap};
 use crate::sandbox::record::{Dns, NamespaceMode, Namespaces, SandboxConfig, SandboxName};
 
 /// Longest host name the kernel takes (`__NEW_UTS_LEN`).
@@ -35,6 +36,14 @@ pub fn parse(config: Option<v1::PodSandboxConfig>, runtime_handler: String) -> R
         return Err(Error::invalid("config.linux.security_context.run_as_group", "needs run_as_user"));
     }
     let namespaces = namespaces(security.namespace_options.as_ref())?;
+    let user = security.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
+    let user_namespace = user_namespace(user)?;
+    if user_namespace.is_some()
+        && (namespaces.pid == NamespaceMode::Node || namespaces.ipc == NamespaceMode::Node)
+    {
+        let field = "config.linux.security_context.namespace_options.userns_options";
+        return Err(Error::invalid(field, "excludes the host's PID and IPC namespaces"));
+    }
     let hostname = hostname(config.hostname, namespaces.network)?;
     if !config.log_directory.is_empty() {
         absolute("config.log_directory", &config.log_directory)?;
@@ -55,6 +64,7 @@ pub fn parse(config: Option<v1::PodSandboxConfig>, runtime_handler: String) -> R
         cgroup_parent: Some(linux.cgroup_parent).filter(|parent| !parent.is_empty()),
         sysctls: linux.sysctls.into_iter().collect(),
         namespaces,
+        user_namespace,
         privileged: security.privileged,
         runtime_handler,
     })
@@ -105,9 +115,6 @@ fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<Namespaces, Error
         });
     };
     let field = |name: &str| format!("config.linux.security_context.namespace_options.{name}");
-    if options.userns_options.as_ref().is_some_and(|user| user.mode != i32::from(v1::NamespaceMode::Node)) {
-        return Err(Error::invalid(field("userns_options"), "user namespaces are not supported yet"));
-    }
     let shared = |name: &str, value: i32| match mode(&field(name), value)? {
         mode @ (NamespaceMode::Pod | NamespaceMode::Node) => Ok(mode),
         other => Err(Error::invalid(field(name), format!("a pod's is POD or NODE, not {other:?}"))),
@@ -117,6 +124,59 @@ fn namespaces(options: Option<&v1::NamespaceOption>) -> Result<Namespaces, Error
         pid => pid,
     };
     Ok(Namespaces { network: shared("network", options.network)?, ipc: shared("ipc", options.ipc)?, pid })
+}
+
+/// A user namespace of the pod; `None` is the host's.
+pub fn user_namespace(options: Option<&v1::UserNamespace>) -> Result<Option<OwnerMap>, Error> {
+    const FIELD: &str = "config.linux.security_context.namespace_options.userns_options";
+    let Some(options) = options else { return Ok(None) };
+    match mode(&format!("{FIELD}.mode"), options.mode)? {
+        NamespaceMode::Node => return Ok(None),
+        NamespaceMode::Pod => {}
+        other => {
+            return Err(Error::invalid(format!("{FIELD}.mode"), format!("{other:?} does not exist for it")));
+        }
+    }
+    let one = |name: &str, ranges: &[v1::IdMapping]| {
+        let field = format!("{FIELD}.{name}");
+        match id_ranges(&field, ranges)?.as_slice() {
+            [range] if range.container == 0 => Ok(vec![*range]),
+            [_] => Err(Error::invalid(field, "does not map id 0 of the container")),
+            list => Err(Error::invalid(field, format!("{} mappings instead of exactly one", list.len()))),
+        }
+    };
+    Ok(Some(OwnerMap { uids: one("uids", &options.uids)?, gids: one("gids", &options.gids)? }))
+}
+
+/// The CRI's form of it.
+pub fn user_namespace_message(map: &OwnerMap) -> v1::UserNamespace {
+    v1::UserNamespace {
+        mode: v1::NamespaceMode::Pod.into(),
+        uids: id_mappings(&map.uids),
+        gids: id_mappings(&map.gids),
+    }
+}
+
+/// Ranges of ids; none is empty or leaves the 32 bits.
+pub fn id_ranges(field: &str, ranges: &[v1::IdMapping]) -> Result<Vec<IdRange>, Error> {
+    let one = |range: &v1::IdMapping| {
+        let fits = |first: u32| first.checked_add(range.length).is_some();
+        if range.length == 0 || !fits(range.host_id) || !fits(range.container_id) {
+            return Err(Error::invalid(field, format!("{range:?} is no range of ids")));
+        }
+        Ok(IdRange { host: range.host_id, container: range.container_id, length: range.length })
+    };
+    ranges.iter().map(one).collect()
+}
+
+/// The CRI's form of ranges.
+pub fn id_mappings(ranges: &[IdRange]) -> Vec<v1::IdMapping> {
+    let one = |range: &IdRange| v1::IdMapping {
+        host_id: range.host,
+        container_id: range.container,
+        length: range.length,
+    };
+    ranges.iter().map(one).collect()
 }
 
 fn hostname(hostname: String, network: NamespaceMode) -> Result<String, Error> {

@@ -2,7 +2,7 @@
 
 use pinnace_cri_api::v1;
 
-use super::sandbox_config::{absolute, mode};
+use super::sandbox_config::{absolute, mode, user_namespace};
 use crate::container::request::{Profile, Security, UserRequest};
 use crate::error::Error;
 use crate::sandbox::record::NamespaceMode;
@@ -13,10 +13,7 @@ const FIELD: &str = "config.linux.security_context";
 pub fn parse(context: v1::LinuxContainerSecurityContext) -> Result<Security, Error> {
     let user = user(&context)?;
     let namespaces = context.namespace_options.unwrap_or_default();
-    if namespaces.userns_options.is_some_and(|user| user.mode != i32::from(v1::NamespaceMode::Node)) {
-        let field = format!("{FIELD}.namespace_options.userns_options");
-        return Err(Error::invalid(field, "user namespaces are not supported yet"));
-    }
+    let user_namespace = user_namespace(namespaces.userns_options.as_ref())?;
     let of = |name: &str, value: i32| mode(&format!("{FIELD}.namespace_options.{name}"), value);
     let pid = of("pid", namespaces.pid)?;
     if pid == NamespaceMode::Target && namespaces.target_id.is_empty() {
@@ -37,6 +34,7 @@ pub fn parse(context: v1::LinuxContainerSecurityContext) -> Result<Security, Err
         target: namespaces.target_id,
         network: of("network", namespaces.network)?,
         ipc: of("ipc", namespaces.ipc)?,
+        user_namespace,
         user,
         read_only_rootfs: context.readonly_rootfs,
         no_new_privileges: context.no_new_privs,

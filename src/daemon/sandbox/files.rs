@@ -26,6 +26,14 @@ pub fn write(directory: &Path, config: &SandboxConfig, hostname: &str) -> Result
     write_file(&directory.join("resolv.conf"), &resolv_conf, MODE)?;
     write_file(&directory.join("hosts"), &host_file(HOST_HOSTS)?, MODE)?;
     write_file(&directory.join("hostname"), format!("{hostname}\n").as_bytes(), MODE)?;
+    if let Some(map) = &config.user_namespace {
+        // The pod's root may edit its own files.
+        let (uid, gid) = map.root();
+        for name in ["hosts", "hostname", "resolv.conf"] {
+            let path = directory.join(name);
+            std::os::unix::fs::lchown(&path, Some(uid), Some(gid)).map_err(Error::io("give away", &path))?;
+        }
+    }
     Ok(())
 }
 

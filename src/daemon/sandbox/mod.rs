@@ -6,11 +6,13 @@ pub mod remove;
 pub mod run;
 pub mod stop;
 
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use crate::container::exit;
+use crate::error::Error;
 use crate::events::{Events, Happened};
 use crate::id::SandboxId;
 use crate::monitor::{Monitor, Told};
@@ -42,6 +44,8 @@ pub struct Sandbox {
     pub stats: stats::Memory,
     /// Where it and its containers tell what happens.
     pub events: Events,
+    /// A user namespace like the pod's, for showing the owners of files; made when it is first needed.
+    user_namespace: Mutex<Option<Arc<OwnedFd>>>,
     record: Mutex<SandboxRecord>,
     monitor: Mutex<Option<Arc<Monitor>>>,
 }
@@ -59,6 +63,7 @@ impl Sandbox {
             delivered: AtomicBool::new(false),
             stats: stats::Memory::default(),
             events,
+            user_namespace: Mutex::new(None),
             record: Mutex::new(record),
             monitor: Mutex::new(None),
         }
@@ -72,6 +77,21 @@ impl Sandbox {
     /// A copy of the record.
     pub fn record(&self) -> SandboxRecord {
         lock(&self.record).clone()
+    }
+
+    /// A user namespace with the pod's mapping; `None` for a pod in the host's. Blocks for milliseconds the first time.
+    pub fn user_namespace(&self, node: &Node) -> Result<Option<Arc<OwnedFd>>, Error> {
+        let Some(map) = &self.config.user_namespace else { return Ok(None) };
+        let mut kept = lock(&self.user_namespace);
+        if kept.is_none() {
+            *kept = Some(Arc::new(map.user_namespace(node.monitor_program.as_fd())?));
+        }
+        Ok(kept.clone())
+    }
+
+    /// Keeps a user namespace with the pod's mapping.
+    pub fn set_user_namespace(&self, namespace: OwnedFd) {
+        *lock(&self.user_namespace) = Some(Arc::new(namespace));
     }
 
     /// Where it stands.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::SandboxId;
+use crate::owner_map::OwnerMap;
 
 /// The key by which the kubelet knows a sandbox; two live sandboxes never share one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -83,6 +84,9 @@ pub struct SandboxConfig {
     pub sysctls: BTreeMap<String, String>,
     /// Namespaces.
     pub namespaces: Namespaces,
+    /// The pod's user namespace; `None` is the host's.
+    #[serde(default)]
+    pub user_namespace: Option<OwnerMap>,
     /// Whether privileged containers may live here.
     pub privileged: bool,
     /// RuntimeClass handler; empty is the default.

@@ -3,12 +3,12 @@
 //! The record is on disk, as [`Phase::Starting`], before anything exists that could leak; a daemon that finds it so at
 //! start-up undoes the rest ([`undo`] works from the id alone).
 
-use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use pinnace_launcher::namespaces::{Made, Wanted};
 use pinnace_launcher::protocol::{Ready, Reply, Request, Setup};
 use pinnace_network::{Attachment, Netns};
 use pinnace_spec::sysctl::{OwnedNamespaces, sysctls};
@@ -21,12 +21,15 @@ use crate::events::Happened;
 use crate::id::SandboxId;
 use crate::monitor::Monitor;
 use crate::node::Node;
+use crate::owner_map::OwnerMap;
 use crate::record as disk;
 
 /// Sysctls that a pod with its own network gets unless it says otherwise: any user may bind low ports and ping, as the
 /// peers have it.
 const DEFAULT_SYSCTLS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+    [("net.ipv4.ip_unprivileged_port_start", "0"), (PING_GROUPS, "0 2147483647")];
+
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
 
 /// oom_score_adj of a shared PID namespace's init: it goes after the pod's containers.
 const INIT_OOM_SCORE_ADJ: i32 = -998;
@@ -101,15 +104,24 @@ async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Resul
     let (sandbox, netns, descriptors) = node
         .blocking(move |node| {
             let directory = node.sandbox_directory(&record.id);
-            let netns = own_network.then(|| node.network.take_netns()).transpose()?;
+            let (netns, owned) = match made_for(node, &record.config)? {
+                None => (own_network.then(|| node.network.take_netns()).transpose()?, None),
+                Some(mut made) => {
+                    let netns = made.network.take();
+                    (netns.map(|netns| node.network.enter_netns(netns)).transpose()?, Some(made))
+                }
+            };
             prepare(&directory, &record)?;
-            let run_directory = open_directory(&directory)?;
-            let joined = netns.as_ref().map(|netns| duplicate(netns.fd())).transpose()?;
-            Ok((
-                Sandbox::new(record, directory, node.events.clone()),
-                netns,
-                Descriptors { run_directory, netns: joined },
-            ))
+            let mut descriptors = vec![open_directory(&directory)?];
+            descriptors.extend(netns.as_ref().map(|netns| duplicate(netns.fd())).transpose()?);
+            let sandbox = Sandbox::new(record, directory, node.events.clone());
+            if let Some(made) = owned {
+                descriptors.push(duplicate(made.user.as_fd())?);
+                descriptors.extend(made.ipc);
+                descriptors.extend(made.uts);
+                sandbox.set_user_namespace(made.user);
+            }
+            Ok((sandbox, netns, descriptors))
         })
         .await?;
     let sandbox = Arc::new(sandbox);
@@ -132,14 +144,17 @@ async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Resul
     Ok(sandbox)
 }
 
-/// What the monitor is given, in the order of its slots.
-struct Descriptors {
-    run_directory: OwnedFd,
-    netns: Option<OwnedFd>,
+/// The namespaces of a pod that has a user namespace: that has to own them.
+fn made_for(node: &Node, config: &SandboxConfig) -> Result<Option<Made>, Error> {
+    let Some(map) = &config.user_namespace else { return Ok(None) };
+    let own_network = config.namespaces.network == NamespaceMode::Pod;
+    let ipc = config.namespaces.ipc == NamespaceMode::Pod;
+    let wanted = Wanted { network: own_network, ipc, uts: own_network };
+    map.namespaces(node.monitor_program.as_fd(), wanted).map(Some)
 }
 
 fn duplicate(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
-    descriptor.try_clone_to_owned().map_err(Error::io("duplicate", "network namespace"))
+    descriptor.try_clone_to_owned().map_err(Error::io("duplicate", "namespace"))
 }
 
 fn own_cgroup(node: &Node, id: &SandboxId) -> String {
@@ -172,14 +187,24 @@ fn setup(node: &Node, id: &SandboxId, config: &SandboxConfig) -> Result<Setup, E
         ipc: config.namespaces.ipc == NamespaceMode::Pod,
         uts: own_network,
     };
-    let defaults =
-        DEFAULT_SYSCTLS.into_iter().filter(|(key, _)| own_network && !config.sysctls.contains_key(*key));
+    let own_user = config.user_namespace.is_some();
+    let defaults = DEFAULT_SYSCTLS.into_iter().filter(|(key, _)| {
+        // The range names groups that a user namespace need not have.
+        own_network && !config.sysctls.contains_key(*key) && !(own_user && *key == PING_GROUPS)
+    });
+    // In the order in which the descriptors are made: the run directory, then what there is of these.
+    let mut slots = 1..;
+    let mut slot = |there: bool| if there { slots.next() } else { None };
+    let network = slot(own_network);
+    let (user, ipc_namespace) = (slot(own_user), slot(own_user && owned.ipc));
+    let uts_namespace = slot(own_user && owned.uts);
+    let (root_uid, root_gid) = config.user_namespace.as_ref().map_or((0, 0), OwnerMap::root);
     let given = config.sysctls.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let floor = node.facts.oom_score_adj_floor.unwrap_or(INIT_OOM_SCORE_ADJ);
     Ok(Setup {
         sandbox_id: id.to_string(),
         run_directory: 0,
-        network: own_network.then_some(1),
+        network,
         ipc: owned.ipc,
         hostname: config.hostname.clone(),
         shm_bytes: node.config.container.shm_size,
@@ -187,6 +212,11 @@ fn setup(node: &Node, id: &SandboxId, config: &SandboxConfig) -> Result<Setup, E
         share_pid: config.namespaces.pid == NamespaceMode::Pod,
         cgroup: None,
         oom_score_adj: Some(INIT_OOM_SCORE_ADJ.max(floor)),
+        user,
+        ipc_namespace,
+        uts_namespace,
+        root_uid,
+        root_gid,
     })
 }
 
@@ -211,11 +241,10 @@ async fn monitor(
     node: &Arc<Node>,
     sandbox: &Sandbox,
     setup: Setup,
-    descriptors: Descriptors,
+    descriptors: Vec<OwnedFd>,
 ) -> Result<(Arc<Monitor>, Ready), Error> {
     let monitor = Monitor::spawn(node, &sandbox.id).await?;
-    let slots: Vec<_> =
-        iter::once(&descriptors.run_directory).chain(&descriptors.netns).map(AsFd::as_fd).collect();
+    let slots: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
     match monitor.request(Request::Setup(setup), &slots).await {
         Ok(Reply::Ready(ready)) => Ok((monitor, ready)),
         Ok(other) => Err(Error::unexpected(&sandbox.id, &other)),

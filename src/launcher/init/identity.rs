@@ -38,6 +38,14 @@ pub(super) fn limit(wanted: &Process, procfs: &Procfs) -> Result<(), Failure> {
         Err(Errno::NOSYS) => {}
         other => other.at("keyring", "keyctl", "")?,
     }
+    raise(wanted, procfs)?;
+    label(wanted, procfs)?;
+    rustix::process::umask(Mode::from_raw_mode(wanted.umask.unwrap_or(0o022) & 0o777));
+    Ok(())
+}
+
+/// What only the host's root may set beyond what it has. A child of the pod's user namespace inherits it.
+pub(crate) fn raise(wanted: &Process, procfs: &Procfs) -> Result<(), Failure> {
     for limit in &wanted.rlimits {
         process::set_limit(limit.resource, limit.soft, limit.hard).at(
             "rlimit",
@@ -48,8 +56,6 @@ pub(super) fn limit(wanted: &Process, procfs: &Procfs) -> Result<(), Failure> {
     if let Some(value) = wanted.oom_score_adj {
         procfs.set_oom_score_adj(value)?;
     }
-    label(wanted, procfs)?;
-    rustix::process::umask(Mode::from_raw_mode(wanted.umask.unwrap_or(0o022) & 0o777));
     Ok(())
 }
 

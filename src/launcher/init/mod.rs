@@ -40,20 +40,32 @@ mod terminal;
 use std::os::fd::BorrowedFd;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use pinnace_sys::clone::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWUTS};
+use pinnace_sys::clone::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWUSER, NEWUTS};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use crate::failure::{At, Failure};
+use crate::monitor::user::become_root;
 use crate::plan::{CgroupJoin, LaunchPlan, Process};
 use crate::procfs::Procfs;
 use crate::slots::Slots;
 use control::Control;
+pub(crate) use identity::raise;
+pub(crate) use program::give;
 use terminal::Terminal;
 pub(crate) use terminal::size as terminal_size;
 
 /// Status of a child that ended before execve; the reason has gone over the control socket.
 pub(crate) const NOT_STARTED: u8 = 125;
+
+/// The user namespace of a running container.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UserNamespace {
+    /// Which others, `CLONE_NEW*`, are the container's own; what is the host's cannot be joined from inside.
+    pub own: u64,
+    /// Its root's user and group outside.
+    pub root: (u32, u32),
+}
 
 /// What both kinds of children are given.
 #[derive(Debug)]
@@ -101,10 +113,11 @@ fn launch(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> Result<std::conve
     new_session()?;
     kit.procfs.set_sysctls(&plan.sysctls, owned)?;
 
+    let made = mounts::make_early(plan)?;
     let held = rootfs::take_from_monitor(plan, inherited)?;
     let root = kit.slots.at(plan.rootfs)?;
     rootfs::enter(root)?;
-    mounts::mount_all(plan, root, kit.slots, held.shm)?;
+    mounts::mount_all(plan, root, kit.slots, held.shm, made)?;
     devices::make_all(plan, root, kit.slots)?;
     let terminal = if process.terminal { Some(Terminal::open(root, process)?) } else { None };
     if let Some(terminal) = &terminal {
@@ -122,9 +135,10 @@ pub(crate) fn session(
     process: &Process,
     cgroup: Option<&CgroupJoin>,
     container: BorrowedFd<'_>,
+    user: Option<UserNamespace>,
     kit: &Kit<'_>,
 ) -> u8 {
-    match join(process, cgroup, container, kit) {
+    match join(process, cgroup, container, user, kit) {
         Ok(never) => match never {},
         Err(failure) => {
             kit.control.fail(&failure);
@@ -137,6 +151,7 @@ fn join(
     process: &Process,
     cgroup: Option<&CgroupJoin>,
     container: BorrowedFd<'_>,
+    user: Option<UserNamespace>,
     kit: &Kit<'_>,
 ) -> Result<std::convert::Infallible, Failure> {
     identity::check(process)?;
@@ -144,7 +159,15 @@ fn join(
     join_cgroups(cgroup, kit.slots)?;
     // All at once: a container that ends meanwhile leaves nothing half-joined. Root and working directory become those
     // of the container with its mount namespace. The PID namespace was joined by being born in it.
-    enter(container, NEWNS | NEWIPC | NEWUTS | NEWNET | NEWCGROUP)?;
+    match user {
+        None => enter(container, NEWNS | NEWIPC | NEWUTS | NEWNET | NEWCGROUP)?,
+        Some(user) => {
+            raise(process, kit.procfs)?;
+            program::give(kit.stdio, process, user.root)?;
+            enter(container, NEWUSER | NEWNS | user.own)?;
+            become_root()?;
+        }
+    }
     new_session()?;
     let root = rootfs::current()?;
     let root = std::os::fd::AsFd::as_fd(&root);

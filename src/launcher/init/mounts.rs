@@ -1,5 +1,6 @@
 //! The mounts of a plan, in its order: sources are descriptors or fresh instances, targets are descriptors (rule R2).
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use pinnace_sys::mount::{Attributes, Reach, change};
@@ -19,16 +20,35 @@ use crate::slots::Slots;
 
 const STAGE: &str = "mount";
 
-/// Mounts everything; `shm` holds one clone of the pod's shm per mount that asks for it.
+/// Instances of procfs and sysfs, by the number of their mount, for a container in a user namespace: its root may make them
+/// only while it sees others, those in the monitor's root.
+pub(super) fn make_early(plan: &LaunchPlan) -> Result<BTreeMap<usize, OwnedFd>, Failure> {
+    let mut made = BTreeMap::new();
+    if plan.namespaces.as_ref().is_some_and(|namespaces| namespaces.pod_user) {
+        for (number, mount) in plan.mounts.iter().enumerate() {
+            match &mount.source {
+                Some(MountSource::New(new)) if matches!(new.fstype.as_str(), "proc" | "sysfs") => {
+                    made.insert(number, instance(new, mount)?);
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(made)
+}
+
+/// Mounts everything; `shm` holds one clone of the pod's shm per mount that asks for it, `early` what
+/// [`make_early`] made.
 pub(super) fn mount_all(
     plan: &LaunchPlan,
     root: BorrowedFd<'_>,
     slots: &Slots,
     shm: Vec<OwnedFd>,
+    mut early: BTreeMap<usize, OwnedFd>,
 ) -> Result<(), Failure> {
     let mut shm = shm.into_iter();
-    for mount in &plan.mounts {
-        match mount_one(mount, root, slots, &mut shm) {
+    for (number, mount) in plan.mounts.iter().enumerate() {
+        match mount_one(mount, root, slots, &mut shm, early.remove(&number)) {
             Err(failure) if mount.optional && is_unsupported(failure.errno) => {}
             other => other?,
         }
@@ -45,12 +65,16 @@ fn mount_one(
     root: BorrowedFd<'_>,
     slots: &Slots,
     shm: &mut impl Iterator<Item = OwnedFd>,
+    early: Option<OwnedFd>,
 ) -> Result<(), Failure> {
     let made;
     let source = match &mount.source {
         Some(MountSource::Tree(slot)) => slots.at(*slot)?,
         Some(MountSource::New(new)) => {
-            made = instance(new, mount)?;
+            made = match early {
+                Some(early) => early,
+                None => instance(new, mount)?,
+            };
             made.as_fd()
         }
         Some(MountSource::PodShm(_)) => {

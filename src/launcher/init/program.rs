@@ -87,7 +87,7 @@ impl<'a> Stdio<'a> {
         }
         if process.uid != 0 {
             for fd in given.iter().flatten() {
-                own(*fd, process)?;
+                own(*fd, process.uid, process.gid)?;
             }
         }
         let null = if given.iter().any(Option::is_none) { container_null(root) } else { None };
@@ -105,13 +105,27 @@ impl<'a> Stdio<'a> {
     }
 }
 
-fn own(fd: BorrowedFd<'_>, process: &Process) -> Result<(), Failure> {
-    let kind = FileType::from_raw_mode(fstat(fd).at("exec", "fstat", "stdio")?.st_mode);
+/// Makes the streams the program's from outside its user namespace, whose root has no say over them. `root` is that root's
+/// numbers outside.
+pub(crate) fn give(
+    fds: [Option<BorrowedFd<'_>>; 3],
+    process: &Process,
+    root: (u32, u32),
+) -> Result<(), Failure> {
+    let unmapped = || Failure::refused("user", "", "an id of the program is not mapped");
+    let uid = root.0.checked_add(process.uid).ok_or_else(unmapped)?;
+    let gid = root.1.checked_add(process.gid).ok_or_else(unmapped)?;
+    fds.into_iter().flatten().try_for_each(|fd| own(fd, uid, gid))
+}
+
+fn own(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<(), Failure> {
+    let stat = fstat(fd).at("exec", "fstat", "stdio")?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
     // Devices, files and directories of somebody else are not ours to give away.
-    if !matches!(kind, FileType::Fifo | FileType::Socket) {
+    if !matches!(kind, FileType::Fifo | FileType::Socket) || (stat.st_uid, stat.st_gid) == (uid, gid) {
         return Ok(());
     }
-    let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     fchown(fd, Some(uid), Some(gid)).at("exec", "fchown", "stdio")
 }
 

@@ -12,10 +12,11 @@ use super::Monitor;
 use super::pod::{Pod, SIGKILL};
 use super::poller::{Interest, Source};
 use super::task::{Birth, Caller, OomCounter, Phase, Task};
+use super::user::{self, Birthplace};
 use crate::client::valid_id;
 use crate::failure::{At, Failure};
 use crate::init::control::{self, Control, Word};
-use crate::init::{self, Kit, errno};
+use crate::init::{self, Kit, UserNamespace, errno};
 use crate::log::{self, Log, Origin};
 use crate::plan::{CgroupJoin, Namespaces, Slot, Stdio};
 use crate::protocol::{Exec, Launch, Launched, Reply};
@@ -26,6 +27,9 @@ const BIRTH: Duration = Duration::from_secs(60);
 
 /// Namespaces that a container can have of its own.
 const CREATABLE: u64 = NEWNET | NEWIPC | NEWUTS | NEWCGROUP | NEWPID | NEWNS;
+
+/// Namespaces that a session joins beside the mount and the PID namespace.
+const SESSION_JOINS: u64 = NEWNET | NEWIPC | NEWUTS | NEWCGROUP;
 
 /// The child's ends of its streams, and ours.
 #[derive(Debug, Default)]
@@ -69,11 +73,33 @@ impl Monitor {
             (None, false) => flags |= NEWPID,
         }
         let cgroup = cgroup_directory(plan.cgroup.as_ref(), slots)?;
-        let cloned = self.clone_into(pid_namespace.as_ref(), flags, cgroup, &kit, || {
-            init::container(plan, inherited, &kit)
-        })?;
+        let run = || init::container(plan, inherited, &kit);
+        let (cloned, user) = if namespaces.pod_user {
+            let user = pod
+                .user
+                .as_ref()
+                .ok_or_else(|| Failure::refused("state", "", "the pod has no user namespace"))?;
+            let place = Birthplace {
+                user: user.as_fd(),
+                pid_namespace: pid_namespace.as_ref().map(AsFd::as_fd),
+                fresh: flags,
+                cgroup,
+            };
+            let root = pod.root;
+            let prepare = || {
+                init::raise(process, &self.procfs)?;
+                init::give(kit.stdio, process, root)
+            };
+            let cloned = user::clone_in(&place, &self.kept(&kit), prepare, run)?;
+            let joined = namespaces.join.iter().fold(0, |kinds, join| kinds | join.kind);
+            let own = namespaces.create & SESSION_JOINS | joined;
+            (cloned, Some(UserNamespace { own, root }))
+        } else {
+            (self.clone_into(pid_namespace.as_ref(), flags, cgroup, &kit, run)?, None)
+        };
         let task = Task {
             container_id: id.clone(),
+            user,
             exec_id: String::new(),
             terminal: process.terminal,
             interactive: process.terminal && stdio.stdin,
@@ -93,9 +119,9 @@ impl Monitor {
         let at = |slot: Option<Slot>| slot.map(|slot| slots.at(slot)).transpose();
         let given = [at(stdio.stdin_slot)?, at(stdio.stdout_slot)?, at(stdio.stderr_slot)?];
         let container = self.find(&exec.container_id, "")?;
-        let target = match self.tasks.get(&container) {
+        let (target, user) = match self.tasks.get(&container) {
             Some(task) if matches!(task.phase, Phase::Running) => {
-                rustix::io::fcntl_dupfd_cloexec(&task.pidfd, 3).at("exec", "fcntl", "")?
+                (rustix::io::fcntl_dupfd_cloexec(&task.pidfd, 3).at("exec", "fcntl", "")?, task.user)
             }
             _ => return Err(Failure::refused("state", &exec.container_id, "container does not run")),
         };
@@ -106,7 +132,7 @@ impl Monitor {
         let cgroup = cgroup_directory(exec.cgroup.as_ref(), slots)?;
         // The session's child is born in the container's PID namespace: one can only be born into it, not move there.
         let cloned = self.clone_into(Some(&target), 0, cgroup, &kit, || {
-            init::session(process, exec.cgroup.as_ref(), target.as_fd(), &kit)
+            init::session(process, exec.cgroup.as_ref(), target.as_fd(), user, &kit)
         })?;
         let task = Task {
             container_id: exec.container_id.clone(),
@@ -186,9 +212,7 @@ impl Monitor {
         kit: &Kit<'_>,
         child: impl FnOnce() -> u8,
     ) -> Result<Cloned, Failure> {
-        let mut keep: Vec<BorrowedFd<'_>> = kit.slots.all().collect();
-        keep.extend(kit.stdio.into_iter().flatten());
-        keep.extend([kit.control.0, self.procfs.as_fd()]);
+        let mut keep = self.kept(kit);
         keep.extend(pid_namespace.map(AsFd::as_fd));
         if let Some(process) = pid_namespace {
             setns(process, CloneFlags::CLONE_NEWPID).map_err(errno).at("namespace", "setns", "pid")?;
@@ -199,6 +223,14 @@ impl Monitor {
             setns(&self.own, CloneFlags::CLONE_NEWPID).map_err(errno).at("namespace", "setns", "pid")?;
         }
         cloned
+    }
+
+    /// The descriptors of a child.
+    fn kept<'a>(&'a self, kit: &Kit<'a>) -> Vec<BorrowedFd<'a>> {
+        let mut keep: Vec<BorrowedFd<'a>> = kit.slots.all().collect();
+        keep.extend(kit.stdio.into_iter().flatten());
+        keep.extend([kit.control.0, self.procfs.as_fd()]);
+        keep
     }
 
     /// Takes a newborn into the loop. Should that fail it is killed, and the reaping finds nobody waiting.
@@ -324,6 +356,7 @@ fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task 
     Task {
         container_id: String::new(),
         exec_id: String::new(),
+        user: None,
         pid: cloned.pid,
         pidfd: cloned.pidfd,
         phase: Phase::Born(birth),

@@ -20,6 +20,7 @@ mod requests;
 pub(crate) mod room;
 mod streams;
 mod task;
+pub(crate) mod user;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};

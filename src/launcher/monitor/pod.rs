@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use rustix::process::{Pid, chdir, fchdir, umask};
 
 use super::room;
+use super::user::{self, Birthplace};
 use crate::failure::{At, Failure};
 use crate::init::{errno, reaper};
 use crate::procfs::Procfs;
@@ -28,6 +29,10 @@ pub(super) struct Pod {
     run_directory: OwnedFd,
     /// `CLONE_NEW*` of the namespaces that are the pod's own and not the host's.
     pub namespaces: u64,
+    /// The pod's user namespace.
+    pub user: Option<OwnedFd>,
+    /// That one's root, user and group, outside.
+    pub root: (u32, u32),
     /// PID 1 of the shared PID namespace.
     pub init: Option<Init>,
 }
@@ -43,22 +48,26 @@ impl Pod {
     /// Makes this process the pod's; returns the listening socket, too. On failure the process is of no further use.
     pub fn set_up(setup: &Setup, slots: &Slots, procfs: &Procfs) -> Result<(Self, OwnedFd), Failure> {
         let run_directory = slots.take(setup.run_directory)?;
+        let user = setup.user.map(|slot| slots.take(slot)).transpose()?;
+        let root = (setup.root_uid, setup.root_gid);
         let mut namespaces = 0;
         if let Some(slot) = setup.network {
-            setns(slots.at(slot)?, CloneFlags::CLONE_NEWNET).map_err(errno).at(
-                "namespace",
-                "setns",
-                "network",
-            )?;
+            enter(slots.at(slot)?, CloneFlags::CLONE_NEWNET, "network")?;
             namespaces |= NEWNET;
         }
         let mut fresh = CloneFlags::empty();
         if setup.ipc {
-            fresh |= CloneFlags::CLONE_NEWIPC;
+            match setup.ipc_namespace {
+                Some(slot) => enter(slots.at(slot)?, CloneFlags::CLONE_NEWIPC, "ipc")?,
+                None => fresh |= CloneFlags::CLONE_NEWIPC,
+            }
             namespaces |= NEWIPC;
         }
         if !setup.hostname.is_empty() {
-            fresh |= CloneFlags::CLONE_NEWUTS;
+            match setup.uts_namespace {
+                Some(slot) => enter(slots.at(slot)?, CloneFlags::CLONE_NEWUTS, "uts")?,
+                None => fresh |= CloneFlags::CLONE_NEWUTS,
+            }
             namespaces |= NEWUTS;
         }
         if !fresh.is_empty() {
@@ -72,15 +81,18 @@ impl Pod {
             )?;
         }
         if setup.ipc {
-            room::mount_shm(setup.shm_bytes)?;
+            room::mount_shm(setup.shm_bytes, setup.root_uid, setup.root_gid)?;
+        }
+        if user.is_some() {
+            room::show_kernel(setup.network.is_some())?;
         }
         procfs.set_sysctls(&setup.sysctls, namespaces)?;
         if let Some(value) = setup.oom_score_adj {
             procfs.set_oom_score_adj(value)?;
         }
         let listener = listen_in(&run_directory)?;
-        let init = if setup.share_pid { Some(clone_init(setup, slots)?) } else { None };
-        Ok((Self { run_directory, namespaces, init }, listener))
+        let init = if setup.share_pid { Some(clone_init(setup, slots, user.as_ref())?) } else { None };
+        Ok((Self { run_directory, namespaces, user, root, init }, listener))
     }
 
     /// Keeps a container's end on disk: readers find the old record, none, or the whole new one. Not flushed, for the
@@ -147,7 +159,11 @@ fn listen_in(directory: &OwnedFd) -> Result<OwnedFd, Failure> {
     Ok(listener)
 }
 
-fn clone_init(setup: &Setup, slots: &Slots) -> Result<Init, Failure> {
+fn enter(namespace: BorrowedFd<'_>, kind: CloneFlags, name: &str) -> Result<(), Failure> {
+    setns(namespace, kind).map_err(errno).at("namespace", "setns", name)
+}
+
+fn clone_init(setup: &Setup, slots: &Slots, user: Option<&OwnedFd>) -> Result<Init, Failure> {
     let cgroup = setup.cgroup.as_ref();
     let into = cgroup.and_then(|cgroup| cgroup.directory).map(|slot| slots.at(slot)).transpose()?;
     // It opens nothing, so it keeps nothing but the way into its cgroups.
@@ -156,7 +172,13 @@ fn clone_init(setup: &Setup, slots: &Slots) -> Result<Init, Failure> {
         .flat_map(|cgroup| &cgroup.tasks)
         .map(|slot| slots.at(*slot))
         .collect::<Result<_, _>>()?;
-    let cloned =
-        clone_process(NEWPID, into, &keep, || reaper::run(cgroup, slots)).at("init", "clone3", "")?;
+    let run = || reaper::run(cgroup, slots);
+    let cloned = match user {
+        None => clone_process(NEWPID, into, &keep, run).at("init", "clone3", "")?,
+        Some(user) => {
+            let place = Birthplace { user: user.as_fd(), pid_namespace: None, fresh: NEWPID, cgroup: into };
+            user::clone_in(&place, &keep, || Ok(()), run)?
+        }
+    };
     Ok(Init { pid: cloned.pid, pidfd: cloned.pidfd })
 }

@@ -4,11 +4,15 @@
 //! /          tmpfs, read-only once it is furnished
 //! ├── null   our own /dev/null: hides masked files
 //! ├── empty  hides masked directories
-//! └── shm    the pod's /dev/shm, a tmpfs of its own, when the pod has an IPC namespace
+//! ├── shm    the pod's /dev/shm, a tmpfs of its own, when the pod has an IPC namespace
+//! ├── proc   and
+//! └── sys    a procfs and a sysfs, when the pod has a user namespace: the kernel lets its root mount others only where it
+//!            sees one already (`mount_too_revealing` of fs/namespace.c). Init leaves them behind with this root.
 //! ```
 //! A copy of the host's mounts would keep every one of them busy for as long as the pod lives, and each container would
 //! begin with a copy of that copy. This way a container's namespace starts with these three mounts.
 
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, unshare};
@@ -36,6 +40,8 @@ pub(crate) const NULL: &str = "/null";
 pub(crate) const EMPTY: &str = "/empty";
 /// See the module.
 pub(crate) const SHM: &str = "/shm";
+/// See the module.
+const KERNEL: [&str; 2] = ["/proc", "/sys"];
 
 const STAGE: &str = "monitor";
 
@@ -77,7 +83,9 @@ fn furnish() -> Result<(), Failure> {
         .and_then(|()| rustix::fs::chmodat(&root, at(NULL), 0o666.into(), rustix::fs::AtFlags::empty()))
         .at(STAGE, "mknodat", NULL)?;
     mkdirat(&root, at(EMPTY), Mode::from_raw_mode(0o555)).at(STAGE, "mkdirat", EMPTY)?;
-    mkdirat(&root, at(SHM), Mode::from_raw_mode(0o755)).at(STAGE, "mkdirat", SHM)?;
+    for name in [SHM].into_iter().chain(KERNEL) {
+        mkdirat(&root, at(name), Mode::from_raw_mode(0o755)).at(STAGE, "mkdirat", name)?;
+    }
     let null =
         openat(&root, at(NULL), OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).at(STAGE, "openat", NULL)?;
     let stat = statat(&root, at(NULL), rustix::fs::AtFlags::SYMLINK_NOFOLLOW).at(STAGE, "fstatat", NULL)?;
@@ -104,14 +112,39 @@ fn furnish() -> Result<(), Failure> {
 }
 
 /// Puts the pod's `/dev/shm` where containers find it.
-pub(super) fn mount_shm(bytes: u64) -> Result<(), Failure> {
-    let size = bytes.to_string();
+pub(super) fn mount_shm(bytes: u64, uid: u32, gid: u32) -> Result<(), Failure> {
+    let (size, uid, gid) = (bytes.to_string(), uid.to_string(), gid.to_string());
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let shm = tmpfs(&[("source", "shm"), ("size", &size), ("mode", "1777")], attributes)
-        .at("shm", "fsmount", "/dev/shm")?;
+    let shm = tmpfs(
+        &[("source", "shm"), ("size", &size), ("mode", "1777"), ("uid", &uid), ("gid", &gid)],
+        attributes,
+    )
+    .at("shm", "fsmount", "/dev/shm")?;
     move_mount(&shm, "", CWD, SHM, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("shm", "move_mount", SHM)
+}
+
+/// Mounts a procfs and, where the network namespace is the pod's, a sysfs; see the module.
+pub(super) fn show_kernel(own_network: bool) -> Result<(), Failure> {
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    for (place, fstype) in iter::zip(KERNEL, ["proc", "sysfs"]) {
+        if fstype == "sysfs" && !own_network {
+            continue;
+        }
+        let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC).at(STAGE, "fsopen", fstype)?;
+        fsconfig_create(context.as_fd()).at(STAGE, "fsconfig", fstype)?;
+        let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+            .at(STAGE, "fsmount", fstype)?;
+        move_mount(&mount, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at(
+            STAGE,
+            "move_mount",
+            place,
+        )?;
+    }
+    Ok(())
 }
 
 fn tmpfs(options: &[(&str, &str)], attributes: MountAttrFlags) -> Result<OwnedFd, Errno> {

@@ -14,6 +14,7 @@ use rustix::process::Pid;
 
 use super::poller::Interest;
 use crate::failure::Failure;
+use crate::init::UserNamespace;
 use crate::log::{Lines, Log, Origin};
 use crate::protocol::{ContainerState, Exited};
 
@@ -104,6 +105,8 @@ pub(super) struct Task {
     pub container_id: String,
     /// Empty for the container itself.
     pub exec_id: String,
+    /// The pod's user namespace, if it has one.
+    pub user: Option<UserNamespace>,
     pub pid: Pid,
     pub pidfd: OwnedFd,
     pub phase: Phase,

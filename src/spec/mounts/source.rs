@@ -81,6 +81,18 @@ pub(crate) fn change(
     attr::change(tree, reach, &change).map_err(|errno| subject.tree_error("mount_setattr", errno))
 }
 
+/// Shows the owners of a detached tree's files as a user namespace maps them; not those of what is mounted below, which
+/// keep their own.
+pub(crate) fn map_owners(
+    subject: Subject<'_>,
+    tree: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+) -> Result<(), Error> {
+    let attributes = attr::Attributes::default().mapped(namespace);
+    attr::change(tree, attr::Reach::Mount, &attributes)
+        .map_err(|errno| subject.tree_error("mount_setattr of an id mapping", errno))
+}
+
 /// Mount events flow between host and container only if the host's mount takes part: `rshared` needs a shared one, `rslave`
 /// a shared one or a slave. Without this check the container would run and silently never see a mount.
 pub(crate) fn check_propagation(

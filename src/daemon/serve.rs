@@ -193,6 +193,7 @@ fn pull_options(config: &Config) -> anyhow::Result<pinnace_pull::Options> {
     Ok(pinnace_pull::Options {
         layers_at_once: usize::try_from(config.image.max_parallel_downloads)?,
         memory_bytes: usize::try_from(config.image.pull_memory)?,
+        partial_dir: Some(config.daemon.root.join("pull")),
         ..Default::default()
     })
 }

@@ -10,6 +10,9 @@ use crate::error::LayerProblem;
 /// being asked twice (128 MiB). A frame that wants more is a bomb.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
+/// What the longest magic number needs.
+pub(crate) const MAGIC_BYTES: usize = 6;
+
 /// Recognised formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
@@ -30,7 +33,7 @@ enum Inner<R: BufRead> {
 }
 
 impl<R: BufRead> Decoder<R> {
-    /// Looks at the beginning of a stream and chooses.
+    /// Looks at the beginning of a stream, of which [`MAGIC_BYTES`] must be at hand if there are as many, and chooses.
     pub(crate) fn new(mut source: R) -> Result<Self, LayerProblem> {
         let plain = |source| LayerProblem::Compression { format: "plain", source };
         let inner = match sniff(source.fill_buf().map_err(plain)?)? {

@@ -34,6 +34,15 @@ pub enum Error {
         #[source]
         source: LayerProblem,
     },
+    /// What was kept of a layer cannot be read.
+    #[error("unfinished layer {digest}")]
+    Partial {
+        /// Its blob.
+        digest: Digest,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The image's config is not JSON of the right shape.
     #[error("image config {digest}")]
     Config {
@@ -99,6 +108,7 @@ impl Error {
             },
             Self::Config { .. } => ErrorKind::InvalidImage,
             Self::Store(error) => of_store(error),
+            Self::Partial { .. } => ErrorKind::Internal,
             Self::Cancelled => ErrorKind::Cancelled,
         }
     }

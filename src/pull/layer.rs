@@ -9,15 +9,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 
-use bytes::{Buf, Bytes};
-use pinnace_registry::{BlobStream, Descriptor, Repository};
+use bytes::{Buf, Bytes, BytesMut};
+use pinnace_registry::{Descriptor, Repository};
 use pinnace_store::{DiffId, Digest, Hasher, LayerInfo, Store};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::compression::Decoder;
+use crate::compression::{Decoder, MAGIC_BYTES};
 use crate::error::{Error, LayerProblem};
 use crate::keep::{Keep, Keeper};
+use crate::partial::{Partial, Partials, Spool};
 use crate::progress::{LayerProgress, Phase};
+use crate::ranges::Fetch;
 
 /// Pieces between inflate and store: the store passes pieces of this size on without a copy.
 const PIECE_BYTES: usize = 256 << 10;
@@ -29,6 +31,8 @@ const CHUNKS: usize = 16;
 const SMALL_BYTES: u64 = 1 << 20;
 /// The unit of the memory budget.
 const MEMORY_UNIT: usize = 1 << 10;
+/// Pieces in which the beginning of a layer is read back.
+const KNOWN_BYTES: u64 = 256 << 10;
 
 /// A layer that is in the store, and stays there while this exists.
 #[derive(Clone, Debug)]
@@ -42,8 +46,19 @@ pub(crate) struct Held {
 pub(crate) struct Intake {
     store: Store,
     keeper: Arc<Keeper>,
+    /// For what waits in a queue before inflate.
     memory: Arc<Semaphore>,
     memory_units: usize,
+    /// For what arrives ahead of its turn; of its own, or those whose turn it is would wait for memory of those who wait
+    /// for them.
+    ahead: Arc<Semaphore>,
+    partials: Option<Partials>,
+}
+
+/// Where unpacking gets its bytes from, and where they are kept for another attempt.
+struct Chunks {
+    chunks: mpsc::Receiver<Chunk>,
+    spool: Spool,
 }
 
 /// What the network hands over.
@@ -55,9 +70,15 @@ enum Chunk {
 }
 
 impl Intake {
-    pub(crate) fn new(store: Store, keeper: Arc<Keeper>, memory_bytes: usize) -> Self {
-        let memory_units = (memory_bytes / MEMORY_UNIT).clamp(1 << 10, Semaphore::MAX_PERMITS);
-        Self { store, keeper, memory: Arc::new(Semaphore::new(memory_units)), memory_units }
+    pub(crate) fn new(
+        store: Store,
+        keeper: Arc<Keeper>,
+        memory_bytes: usize,
+        partials: Option<Partials>,
+    ) -> Self {
+        let memory_units = (memory_bytes / 2 / MEMORY_UNIT).clamp(1 << 10, Semaphore::MAX_PERMITS);
+        let semaphore = || Arc::new(Semaphore::new(memory_units));
+        Self { store, keeper, memory: semaphore(), memory_units, ahead: semaphore(), partials }
     }
 
     /// Fetches, verifies and stores a layer, from another server if one delivers rubbish.
@@ -69,12 +90,30 @@ impl Intake {
         progress: watch::Sender<LayerProgress>,
     ) -> Result<Held, Arc<Error>> {
         loop {
-            let mut stream = repository.fetch_blob(&layer, 0);
-            match self.take_once(&mut stream, &layer, diff_id, &progress).await {
+            let partial = self.partials.as_ref().and_then(|partials| partials.take(&layer));
+            let known = partial.as_ref().map_or(0, Partial::length);
+            let ahead = Arc::clone(&self.ahead);
+            let mut fetch = Fetch::new(repository.clone(), layer.clone(), known, ahead);
+            let taken = self.take_once(&mut fetch, &layer, diff_id, partial, &progress).await;
+            let is_over = match &taken {
+                Ok(_) => true,
+                Err(error) => error.is_rubbish(),
+            };
+            if let Some(partials) = self.partials.as_ref().filter(|_| is_over) {
+                partials.forget(&layer.digest);
+            }
+            match taken {
                 Ok(held) => return Ok(held),
-                Err(error) if error.is_rubbish() && repository.distrust(stream.server()) => {
+                Err(error) if error.is_rubbish() && known > 0 => {
                     tracing::warn!(
-                        server = stream.server(),
+                        blob = %layer.digest,
+                        error = &error as &dyn std::error::Error,
+                        "what was kept of a layer is damaged: fetching it as a whole"
+                    );
+                }
+                Err(error) if error.is_rubbish() && repository.distrust(fetch.server()) => {
+                    tracing::warn!(
+                        server = fetch.server(),
                         error = &error as &dyn std::error::Error,
                         "server delivered something else"
                     );
@@ -86,9 +125,10 @@ impl Intake {
 
     async fn take_once(
         &self,
-        stream: &mut BlobStream,
+        fetch: &mut Fetch,
         layer: &Descriptor,
         diff_id: DiffId,
+        partial: Option<Partial>,
         progress: &watch::Sender<LayerProgress>,
     ) -> Result<Held, Error> {
         let keep = Arc::new(self.keeper.hold(vec![layer.digest]));
@@ -100,13 +140,18 @@ impl Intake {
             diff_id,
             pipelined: layer.size > SMALL_BYTES,
         };
-        let unpacking = tokio::task::spawn_blocking(move || unpack.run(chunks_rx));
-        let downloaded = self.download(stream, chunks_tx, progress).await;
+        let known = partial.as_ref().map(Partial::reader).transpose();
+        let spool = Spool::new(partial, layer.size);
+        let unpacking = tokio::task::spawn_blocking(move || unpack.run(Chunks { chunks: chunks_rx, spool }));
+        let downloaded = match known {
+            Ok(known) => self.download(known, fetch, chunks_tx, progress).await,
+            Err(source) => Err(Error::Partial { digest: layer.digest, source }),
+        };
         progress.send_modify(|progress| progress.phase = Phase::Finishing);
         let unpacked = unpacking.await.map_err(|_| Error::Cancelled)?;
         let info = match (downloaded, unpacked) {
             // A cut download stops the unpacking, and not the other way round.
-            (Err(error), _) => return Err(Error::Registry(error)),
+            (Err(error), _) => return Err(error),
             (Ok(()), Err(Stop::Problem(source))) => {
                 return Err(Error::Layer { digest: layer.digest, source });
             }
@@ -119,26 +164,51 @@ impl Intake {
 
     async fn download(
         &self,
-        stream: &mut BlobStream,
+        known: Option<impl Read + Send + 'static>,
+        fetch: &mut Fetch,
         chunks: mpsc::Sender<Chunk>,
         progress: &watch::Sender<LayerProgress>,
-    ) -> Result<(), pinnace_registry::Error> {
+    ) -> Result<(), Error> {
         progress.send_modify(|progress| progress.phase = Phase::Fetching);
-        while let Some(bytes) = stream.chunk().await? {
-            let units = bytes.len().div_ceil(MEMORY_UNIT).min(self.memory_units);
-            let units = u32::try_from(units).unwrap_or(u32::MAX);
-            let Ok(permit) = Arc::clone(&self.memory).acquire_many_owned(units).await else {
-                return Ok(());
-            };
-            if chunks.send(Chunk::Bytes(bytes, permit)).await.is_err() {
-                // Unpacking has stopped and knows why.
+        if let Some(mut known) = known {
+            loop {
+                let (rest, bytes) = tokio::task::spawn_blocking(move || {
+                    let mut bytes = Vec::new();
+                    let read = known.by_ref().take(KNOWN_BYTES).read_to_end(&mut bytes);
+                    (known, read.map(|_| Bytes::from(bytes)))
+                })
+                .await
+                .map_err(|_| Error::Cancelled)?;
+                known = rest;
+                let bytes =
+                    bytes.map_err(|source| Error::Partial { digest: progress.borrow().digest, source })?;
+                let length = bytes.len() as u64;
+                if length == 0 {
+                    break;
+                }
+                if !self.hand_over(bytes, &chunks).await {
+                    return Ok(());
+                }
+                progress.send_modify(|progress| progress.done_bytes += length);
+            }
+        }
+        while let Some(bytes) = fetch.chunk().await? {
+            if !self.hand_over(bytes, &chunks).await {
                 return Ok(());
             }
-            progress.send_modify(|progress| progress.done_bytes = stream.received());
+            progress.send_modify(|progress| progress.done_bytes = fetch.received());
         }
         // If nobody listens any more, they know why.
         let _: Result<(), _> = chunks.send(Chunk::End).await;
         Ok(())
+    }
+
+    /// Waits for memory and a place; tells whether unpacking goes on. If not, it knows why.
+    async fn hand_over(&self, bytes: Bytes, chunks: &mpsc::Sender<Chunk>) -> bool {
+        let units = bytes.len().div_ceil(MEMORY_UNIT).min(self.memory_units);
+        let units = u32::try_from(units).unwrap_or(u32::MAX);
+        let Ok(permit) = Arc::clone(&self.memory).acquire_many_owned(units).await else { return false };
+        chunks.send(Chunk::Bytes(bytes, permit)).await.is_ok()
     }
 }
 
@@ -183,7 +253,7 @@ struct Unpack {
 }
 
 impl Unpack {
-    fn run(self, chunks: mpsc::Receiver<Chunk>) -> Result<LayerInfo, Stop> {
+    fn run(self, chunks: Chunks) -> Result<LayerInfo, Stop> {
         let info = if self.pipelined { self.in_two_threads(chunks) } else { self.in_one_thread(chunks) }?;
         self.keep.loosen();
         // Only a blob that was verified to unpack to this layer may stand for it later.
@@ -191,7 +261,7 @@ impl Unpack {
         Ok(info)
     }
 
-    fn in_one_thread(&self, chunks: mpsc::Receiver<Chunk>) -> Result<LayerInfo, Stop> {
+    fn in_one_thread(&self, chunks: Chunks) -> Result<LayerInfo, Stop> {
         let mut ingest =
             self.store.ingest_layer(self.keep.lease(), self.diff_id.digest().algorithm()).map_err(refused)?;
         let mut inflate = Inflate::new(self, chunks)?;
@@ -216,7 +286,7 @@ impl Unpack {
         ingest.finish(&self.diff_id).map_err(refused)
     }
 
-    fn in_two_threads(&self, chunks: mpsc::Receiver<Chunk>) -> Result<LayerInfo, Stop> {
+    fn in_two_threads(&self, chunks: Chunks) -> Result<LayerInfo, Stop> {
         let (full_tx, full_rx) = blocking::sync_channel::<(Vec<u8>, usize)>(PIECES);
         let (empty_tx, empty_rx) = blocking::channel::<Vec<u8>>();
         let (verified_tx, verified_rx) = blocking::sync_channel::<()>(1);
@@ -298,12 +368,13 @@ struct Inflate {
 }
 
 impl Inflate {
-    fn new(unpack: &Unpack, chunks: mpsc::Receiver<Chunk>) -> Result<Self, LayerProblem> {
+    fn new(unpack: &Unpack, chunks: Chunks) -> Result<Self, LayerProblem> {
         // A blob that is not compressed has the layer's own digest, which the store verifies.
         let is_plain = unpack.blob == *unpack.diff_id.digest();
         let hasher = (!is_plain).then(|| Hasher::new(unpack.blob.algorithm()));
-        let decoder =
-            Decoder::new(ChunkReader { chunks, current: Bytes::new(), permit: None, hasher, ended: false })?;
+        let mut source = ChunkReader { chunks, current: Bytes::new(), permit: None, hasher, ended: false };
+        source.begin().map_err(|source| LayerProblem::Compression { format: "plain", source })?;
+        let decoder = Decoder::new(source)?;
         Ok(Self { decoder, blob: unpack.blob })
     }
 
@@ -334,7 +405,7 @@ struct CutOff;
 
 /// Chunks as a stream to read, hashed as they are taken up.
 struct ChunkReader {
-    chunks: mpsc::Receiver<Chunk>,
+    chunks: Chunks,
     current: Bytes,
     permit: Option<OwnedSemaphorePermit>,
     hasher: Option<Hasher>,
@@ -353,20 +424,46 @@ impl ChunkReader {
     }
 }
 
+impl ChunkReader {
+    /// The next bytes, hashed and kept; nothing at the end.
+    fn next(&mut self) -> io::Result<Option<(Bytes, OwnedSemaphorePermit)>> {
+        match self.chunks.chunks.blocking_recv() {
+            Some(Chunk::Bytes(bytes, permit)) => {
+                self.chunks.spool.add(&bytes);
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.update(&bytes);
+                }
+                Ok(Some((bytes, permit)))
+            }
+            Some(Chunk::End) => {
+                self.ended = true;
+                Ok(None)
+            }
+            None => Err(io::Error::other(CutOff)),
+        }
+    }
+
+    /// Makes the first piece long enough to tell formats apart, however the network cuts it.
+    fn begin(&mut self) -> io::Result<()> {
+        let mut start = BytesMut::new();
+        while start.len() < MAGIC_BYTES && !self.ended {
+            if let Some((bytes, permit)) = self.next()? {
+                start.extend_from_slice(&bytes);
+                self.permit = Some(permit);
+            }
+        }
+        self.current = start.freeze();
+        Ok(())
+    }
+}
+
 impl BufRead for ChunkReader {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() && !self.ended {
             self.permit = None;
-            match self.chunks.blocking_recv() {
-                Some(Chunk::Bytes(bytes, permit)) => {
-                    if let Some(hasher) = &mut self.hasher {
-                        hasher.update(&bytes);
-                    }
-                    self.current = bytes;
-                    self.permit = Some(permit);
-                }
-                Some(Chunk::End) => self.ended = true,
-                None => return Err(io::Error::other(CutOff)),
+            if let Some((bytes, permit)) = self.next()? {
+                self.current = bytes;
+                self.permit = Some(permit);
             }
         }
         Ok(&self.current)

@@ -11,6 +11,9 @@
 //! out of one budget for the node ([`Options::memory_bytes`]). Nothing is written twice and nothing
 //! is read again.
 //!
+//! A layer that comes slowly is fetched over several connections ([`ranges`]). What has arrived of a layer when its
+//! pull fails, is cancelled or dies with the program is where the next attempt begins ([`partial`]).
+//!
 //! A layer is fetched unless this very blob was unpacked and verified here before. Pulls of the
 //! same reference with the same credentials are one operation, pulls that share a layer share its
 //! transfer ([`flight`]). Who stops waiting leaves; the last one to leave cancels, and the store
@@ -22,8 +25,10 @@ mod error;
 mod flight;
 mod keep;
 mod layer;
+mod partial;
 mod progress;
 mod puller;
+mod ranges;
 
 pub use error::{Error, ErrorKind};
 pub use progress::{LayerProgress, Meter, Phase, Progress};

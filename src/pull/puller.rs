@@ -1,6 +1,7 @@
 //! Pulls: joining, layers side by side, the record at the end.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::error::{Error, ErrorKind, LayerProblem};
 use crate::flight::{Flight, Flights};
 use crate::keep::{Keep, Keeper};
 use crate::layer::{Held, Intake};
+use crate::partial::Partials;
 use crate::progress::{LayerProgress, Phase, Progress};
 
 /// How pulls behave.
@@ -27,11 +29,13 @@ pub struct Options {
     pub memory_bytes: usize,
     /// How long the finished layers of a pull that failed are kept for the next attempt.
     pub grace: Duration,
+    /// Where the beginnings of unfinished layers are kept, on the store's file system; nothing for nowhere.
+    pub partial_dir: Option<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { layers_at_once: 6, memory_bytes: 32 << 20, grace: Duration::from_secs(600) }
+        Self { layers_at_once: 6, memory_bytes: 32 << 20, grace: Duration::from_secs(600), partial_dir: None }
     }
 }
 
@@ -129,7 +133,16 @@ impl Puller {
     pub fn new(store: Store, client: Arc<Client>, options: Options) -> Self {
         let runtime = Handle::current();
         let keeper = Keeper::new(store.clone(), options.grace, runtime.clone());
-        let intake = Arc::new(Intake::new(store.clone(), Arc::clone(&keeper), options.memory_bytes));
+        let partials = options.partial_dir.clone().and_then(|dir| match Partials::open(dir.clone()) {
+            Ok(partials) => Some(partials),
+            Err(error) => {
+                tracing::warn!(dir = %dir.display(), %error, "unfinished layers are not kept");
+                None
+            }
+        });
+        let intake = Intake::new(store.clone(), Arc::clone(&keeper), options.memory_bytes, partials);
+        let intake = Arc::new(intake);
+        hold_orphans(&store, options.grace, &runtime);
         let layers = Flights::new(runtime.clone());
         let pulls = Flights::new(runtime.clone());
         Self {
@@ -410,6 +423,29 @@ impl Shared {
         };
         self.store.commit_image(lease, image).map_err(store)
     }
+}
+
+/// Layers that are of no image are what a pull had finished when an earlier program died: they have the same grace.
+fn hold_orphans(store: &Store, grace: Duration, runtime: &Handle) {
+    let of_images: HashSet<DiffId> = store.images().iter().flat_map(|image| image.layers.clone()).collect();
+    let lease = store.lease();
+    let orphans = store
+        .layers()
+        .into_iter()
+        .filter(|layer| !of_images.contains(&layer.diff_id))
+        .filter(|layer| lease.hold_layer(&layer.diff_id).is_some())
+        .count();
+    if orphans == 0 {
+        return;
+    }
+    let store = store.clone();
+    runtime.spawn(async move {
+        tokio::time::sleep(grace).await;
+        drop(lease);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.gc()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "collect after unfinished pulls");
+        }
+    });
 }
 
 /// A pull that fetches. After the last one the heap is given back: buffers of many sizes have gone

@@ -5,6 +5,7 @@
 //! position; `200` to a ranged request means that ranges are not supported, and the known part is
 //! skipped. The stream checks the length; the digest is the consumer's, who sees every byte anyway.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use reqwest::Response;
 
 use crate::client::{Inner, Need};
 use crate::error::{Error, Problem};
-use crate::exchange::connection_problem;
+use crate::exchange::{Span, connection_problem};
 use crate::manifest::Descriptor;
 use crate::retry;
 
@@ -30,6 +31,8 @@ pub struct BlobStream {
     inner: Arc<Inner>,
     descriptor: Descriptor,
     received: u64,
+    /// Where it ends, which may be before the blob does.
+    end: u64,
     body: Option<Body>,
     server: String,
     host: String,
@@ -48,12 +51,13 @@ struct Body {
 }
 
 impl BlobStream {
-    pub(crate) fn new(inner: Arc<Inner>, descriptor: &Descriptor, offset: u64) -> Self {
+    pub(crate) fn new(inner: Arc<Inner>, descriptor: &Descriptor, part: Range<u64>) -> Self {
         let host = inner.reference.registry().to_owned();
         Self {
             inner,
             descriptor: descriptor.clone(),
-            received: offset,
+            received: part.start,
+            end: part.end.min(descriptor.size),
             body: None,
             server: host.clone(),
             host,
@@ -77,12 +81,12 @@ impl BlobStream {
         &self.server
     }
 
-    /// The next bytes, or nothing at the end, when exactly the descriptor's size has been delivered.
+    /// The next bytes, or nothing at the end, when exactly what was asked for has been delivered.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         loop {
             let mut body = match self.body.take() {
                 Some(body) => body,
-                None if self.received == self.descriptor.size => return Ok(None),
+                None if self.received >= self.end => return Ok(None),
                 None => self.open().await?,
             };
             match self.next(&mut body).await {
@@ -98,7 +102,7 @@ impl BlobStream {
     }
 
     async fn next(&mut self, body: &mut Body) -> Result<Option<Bytes>, Problem> {
-        let size = self.descriptor.size;
+        let size = self.end;
         let stall = self.inner.shared.options.stall_timeout;
         let connect = self.inner.shared.options.connect_timeout;
         loop {
@@ -147,8 +151,10 @@ impl BlobStream {
     /// Asks for the rest.
     async fn open(&mut self) -> Result<Body, Error> {
         let (size, from) = (self.descriptor.size, self.received);
+        let part_end = Some(self.end).filter(|end| *end < size);
+        let span = Span { from, end: part_end };
         let name = self.descriptor.digest.to_string();
-        let reply = self.inner.ask(Need::Pull, &Method::GET, "blobs", &name, "*/*", from).await?;
+        let reply = self.inner.ask(Need::Pull, &Method::GET, "blobs", &name, "*/*", span).await?;
         self.server = reply.server;
         self.host = reply.host;
         let response = reply.response;
@@ -163,12 +169,14 @@ impl BlobStream {
                     }
                 }
             }
+            // All of it again for each part would be worse than one part after the other.
+            _ if part_end.is_some() => return Err(self.error(Problem::Range("everything".to_owned()))),
             _ => from,
         };
         if let Some(length) = response.content_length()
-            && length != size - from + skip
+            && length != self.end - from + skip
         {
-            return Err(self.error(Problem::Length { expected: size - from + skip, actual: length }));
+            return Err(self.error(Problem::Length { expected: self.end - from + skip, actual: length }));
         }
         self.progress = 0;
         Ok(Body { response, skip, window_start: Instant::now(), window_bytes: 0 })

@@ -1,5 +1,6 @@
 //! From a reference to a verified manifest and config, over all servers that may have them.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use url::Url;
 use crate::auth::Auth;
 use crate::blob::BlobStream;
 use crate::error::{Error, ErrorKind, ImageProblem, Problem};
-use crate::exchange::{Deadlines, Reply, Request, Session, Transport};
+use crate::exchange::{Deadlines, Reply, Request, Session, Span, Transport};
 use crate::explain::{Explanation, Note};
 use crate::hosts::Hosts;
 use crate::manifest::{Config, Descriptor, Document, Manifest};
@@ -266,7 +267,7 @@ impl Inner {
         kind: &str,
         name: &str,
         accept: &'static str,
-        from: u64,
+        span: Span,
     ) -> Result<Reply, Error> {
         let servers = self.servers(need);
         let mut failure = None;
@@ -276,7 +277,7 @@ impl Inner {
                 method: method.clone(),
                 url: endpoint.url(&server.session.path, kind, name),
                 accept,
-                from,
+                span,
             };
             let options = &self.shared.options;
             let attempts = if position + 1 == servers.len() { options.attempts } else { 1 };
@@ -321,8 +322,10 @@ impl Repository {
     pub async fn claimed_digest(&self) -> Result<Option<Digest>, Error> {
         let reference = &self.inner.reference;
         let need = if reference.digest().is_some() { Need::Pull } else { Need::Resolve };
-        let reply =
-            self.inner.ask(need, &Method::HEAD, "manifests", &reference.target(), ACCEPT_MANIFEST, 0).await;
+        let reply = self
+            .inner
+            .ask(need, &Method::HEAD, "manifests", &reference.target(), ACCEPT_MANIFEST, Span::default())
+            .await;
         let reply = match reply {
             Ok(reply) => reply,
             // Some registries do not know HEAD.
@@ -383,7 +386,12 @@ impl Repository {
 
     /// Streams a blob from `offset` on.
     pub fn fetch_blob(&self, descriptor: &Descriptor, offset: u64) -> BlobStream {
-        BlobStream::new(Arc::clone(&self.inner), descriptor, offset)
+        BlobStream::new(Arc::clone(&self.inner), descriptor, offset..descriptor.size)
+    }
+
+    /// Streams a part of a blob. A server that does not serve parts is an error here.
+    pub fn fetch_range(&self, descriptor: &Descriptor, part: Range<u64>) -> BlobStream {
+        BlobStream::new(Arc::clone(&self.inner), descriptor, part)
     }
 
     /// Turns away from a server that delivered something wrong. Tells whether there is another one
@@ -410,7 +418,7 @@ impl Repository {
         loop {
             attempt += 1;
             let Reply { response, server, host } =
-                inner.ask(need, &Method::GET, "manifests", name, ACCEPT_MANIFEST, 0).await?;
+                inner.ask(need, &Method::GET, "manifests", name, ACCEPT_MANIFEST, Span::default()).await?;
             let content_type = response
                 .headers()
                 .get(CONTENT_TYPE)

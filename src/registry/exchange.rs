@@ -87,8 +87,26 @@ pub(crate) struct Request {
     pub(crate) method: Method,
     pub(crate) url: Url,
     pub(crate) accept: &'static str,
-    /// First byte wanted, if not all.
+    pub(crate) span: Span,
+}
+
+/// The bytes that are wanted; all of them by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Span {
     pub(crate) from: u64,
+    /// The first that is not.
+    pub(crate) end: Option<u64>,
+}
+
+impl Span {
+    /// As a `Range` header has it (RFC 9110 §14.2); nothing for everything.
+    fn header(self) -> Option<String> {
+        match (self.from, self.end) {
+            (0, None) => None,
+            (from, None) => Some(format!("bytes={from}-")),
+            (from, Some(end)) => Some(format!("bytes={from}-{}", end.saturating_sub(1))),
+        }
+    }
 }
 
 /// A successful reply, headers read, body to come.
@@ -189,8 +207,8 @@ impl Transport {
             // The digest is of the bytes on the wire: nobody may compress them.
             headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             headers.insert(ACCEPT, HeaderValue::from_static(request.accept));
-            if request.from > 0
-                && let Ok(range) = HeaderValue::try_from(format!("bytes={}-", request.from))
+            if let Some(range) = request.span.header()
+                && let Ok(range) = HeaderValue::try_from(range)
             {
                 headers.insert(RANGE, range);
             }

@@ -4,5 +4,6 @@
 
 mod failure;
 mod image;
+mod resume;
 mod sharing;
 mod world;

@@ -1,43 +1,26 @@
 //! A store, a registry that remembers and may misbehave, and images to pull.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::BodyExt;
-use hyper::body::{Frame, Incoming};
+use http::Response;
 use pinnace_pull::{Error, Options, PullRequest, PulledImage, Puller};
 use pinnace_registry::manifest::{OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST};
+use pinnace_registry::server::recorder::Recorder;
+pub use pinnace_registry::server::recorder::{End, Seen, frames, part};
 use pinnace_registry::server::{Body, Content, Script, Server};
 use pinnace_registry::{Client, Descriptor, Reference};
 use pinnace_store::{Digest, Store};
-
-type Rule = Box<dyn Fn(&str) -> Option<Response<Body>> + Send + Sync>;
-
-/// Counts requests by path, and may answer them.
-#[derive(Default)]
-pub struct Recorder {
-    counts: Mutex<HashMap<String, usize>>,
-    rule: Mutex<Option<Rule>>,
-}
-
-impl Script for Recorder {
-    fn reply(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
-        let path = request.uri().path().to_owned();
-        let reply = self.rule.lock().unwrap().as_ref().and_then(|rule| rule(&path));
-        *self.counts.lock().unwrap().entry(format!("{} {path}", request.method())).or_default() += 1;
-        reply
-    }
-}
 
 pub struct World {
     dir: tempfile::TempDir,
     pub store: Store,
     pub puller: Puller,
+    client: Arc<Client>,
+    options: Options,
     pub server: Server,
     recorder: Arc<Recorder>,
 }
@@ -88,16 +71,50 @@ impl World {
             ..pinnace_registry::Options::default()
         })
         .unwrap();
-        let puller = Puller::new(store.clone(), Arc::new(client), options);
-        Self { dir, store, puller, server, recorder }
+        let client = Arc::new(client);
+        let options = Options { partial_dir: Some(dir.path().join("pull")), ..options };
+        let puller = Puller::new(store.clone(), Arc::clone(&client), options.clone());
+        Self { dir, store, puller, client, options, server, recorder }
+    }
+
+    /// Another program on the same store.
+    pub async fn restart(&mut self) {
+        let path = self.dir.path().to_owned();
+        // A store is locked until its last reference is gone: those of tasks that end now.
+        let options = pinnace_store::Options::new(path.join("store"), path.join("run"));
+        let spare = tempfile::tempdir().unwrap();
+        let other = pinnace_store::Options::new(spare.path().join("store"), spare.path().join("run"));
+        self.store = Store::open(other).unwrap();
+        self.puller = Puller::new(self.store.clone(), Arc::clone(&self.client), Options::default());
+        let mut attempts = 0;
+        self.store = loop {
+            match Store::open(options.clone()) {
+                Ok(store) => break store,
+                Err(_) if attempts < 500 => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+            attempts += 1;
+        };
+        self.puller = Puller::new(self.store.clone(), Arc::clone(&self.client), self.options.clone());
+    }
+
+    /// Where the beginnings of layers are.
+    pub fn partial_files(&self) -> Vec<std::path::PathBuf> {
+        let dir = self.dir.path().join("pull");
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
     }
 
     pub fn rule(&self, rule: impl Fn(&str) -> Option<Response<Body>> + Send + Sync + 'static) {
-        *self.recorder.rule.lock().unwrap() = Some(Box::new(rule));
+        self.recorder.rule(move |seen| rule(&seen.path));
+    }
+
+    /// Like [`World::rule`], with all of a request.
+    pub fn rule_of_requests(&self, rule: impl Fn(&Seen) -> Option<Response<Body>> + Send + Sync + 'static) {
+        self.recorder.rule(rule);
     }
 
     pub fn obey(&self) {
-        *self.recorder.rule.lock().unwrap() = None;
+        self.recorder.obey();
     }
 
     pub fn reference(&self, rest: &str) -> Reference {
@@ -114,12 +131,16 @@ impl World {
 
     /// How often something was asked for.
     pub fn count(&self, method: &str, part: &str) -> usize {
-        let counts = self.recorder.counts.lock().unwrap();
-        counts.iter().filter(|(key, _)| key.starts_with(method) && key.contains(part)).map(|(_, n)| n).sum()
+        self.recorder.count(method, part)
     }
 
     pub fn forget_counts(&self) {
-        self.recorder.counts.lock().unwrap().clear();
+        self.recorder.forget();
+    }
+
+    /// What has arrived, in order.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.recorder.seen()
     }
 
     /// Waits until nothing unfinished is left, and no layer that is not of an image.
@@ -209,23 +230,7 @@ pub fn add_image(content: &mut Content, tag: &str, layers: &[Layer]) -> (Digest,
 
 /// A body of these bytes that then hangs, or breaks off.
 pub fn unfinished(bytes: Bytes, hang: bool) -> Response<Body> {
-    struct Unfinished(Option<Bytes>, bool);
-    impl hyper::body::Body for Unfinished {
-        type Data = Bytes;
-        type Error = std::io::Error;
-        fn poll_frame(
-            mut self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-            use std::task::Poll;
-            match self.0.take() {
-                Some(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                None if self.1 => Poll::Pending,
-                None => Poll::Ready(Some(Err(std::io::Error::other("cut")))),
-            }
-        }
-    }
-    Response::new(Unfinished(Some(bytes), hang).boxed())
+    Response::new(frames(vec![bytes], Duration::ZERO, if hang { End::Hang } else { End::Cut }))
 }
 
 /// The whole chain of an error.

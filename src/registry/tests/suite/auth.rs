@@ -75,7 +75,7 @@ async fn basic_credentials_answer_a_basic_challenge() {
     let reference = registry.reference("test/image");
     client.resolve(&reference, Some(&auth())).await.unwrap();
     let seen = registry.seen();
-    assert!(!seen[0].has_secret(), "nothing is sent unasked");
+    assert!(!has_secret(&seen[0]), "nothing is sent unasked");
     assert_eq!(seen.len(), 3, "one refusal, manifest, config");
     expect_kind(client.resolve(&reference, None).await, ErrorKind::Unauthorized, "authentication required");
     let before = registry.seen().len();
@@ -102,7 +102,7 @@ async fn tokens_are_fetched_once_and_used() {
     assert_eq!(tokens.len(), 1);
     assert_eq!(tokens[0].uri, "/token?service=svc&scope=repository%3Atest%2Fimage%3Apull");
     assert_eq!(tokens[0].header("authorization"), Some(basic().as_str()));
-    assert!(seen.iter().filter(|seen| !seen.uri.starts_with("/token")).all(|seen| !seen.has_secret()));
+    assert!(seen.iter().filter(|seen| !seen.uri.starts_with("/token")).all(|seen| !has_secret(seen)));
     // Another secret, or none, does not get this one's token.
     let other = Auth::basic(USER, "wrong");
     expect_kind(client.resolve(&reference, Some(&other)).await, ErrorKind::Unauthorized, "who are you");
@@ -178,7 +178,7 @@ async fn credentials_for_another_registry_stay_here() {
     });
     let result = client().resolve(&registry.reference("test/image"), Some(&other)).await;
     expect_kind(result, ErrorKind::Unauthorized, "authentication required");
-    assert!(!registry.seen().iter().any(Seen::has_secret));
+    assert!(!registry.seen().iter().any(has_secret));
 }
 
 /// Everything that another origin can do to get the secret.
@@ -212,10 +212,10 @@ async fn redirects_to_another_origin_carry_nothing() {
             "serve" => assert_eq!(result.unwrap().len(), 1000),
             _ => expect_kind(result, ErrorKind::Unauthorized, "401"),
         }
-        assert!(registry.seen().iter().any(Seen::has_secret));
+        assert!(registry.seen().iter().any(has_secret));
         assert_eq!(thief.seen().len(), 1, "{answer}");
         for seen in thief.seen() {
-            assert!(!seen.has_secret(), "{seen:?}");
+            assert!(!has_secret(&seen), "{seen:?}");
             for header in ["authorization", "cookie", "referer", "proxy-authorization"] {
                 assert_eq!(seen.header(header), None, "{header}");
             }
@@ -304,7 +304,7 @@ async fn token_services_elsewhere_do_not_see_the_secret() {
         .await;
         let result = client().resolve(&registry.reference("a"), Some(&auth())).await;
         expect_kind(result, ErrorKind::Refused, "credentials were not sent");
-        assert!(!registry.seen().iter().any(Seen::has_secret));
+        assert!(!registry.seen().iter().any(has_secret));
     }
     assert!(!asked.load(Ordering::SeqCst), "the other token service was contacted");
 
@@ -322,10 +322,10 @@ async fn token_services_elsewhere_do_not_see_the_secret() {
     })
     .unwrap();
     trusting.resolve(&registry.reference("test/image"), Some(&auth())).await.unwrap();
-    assert!(thief.seen()[0].has_secret());
+    assert!(has_secret(&thief.seen()[0]));
     // Nobody's secret is at stake without one.
     client().resolve(&registry.reference("test/image"), None).await.unwrap();
-    assert!(!thief.seen()[1].has_secret());
+    assert!(!has_secret(&thief.seen()[1]));
 }
 
 #[tokio::test]

@@ -1,13 +1,13 @@
 //! A scriptable registry that remembers what it was sent, and images to put into it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use hyper::body::{Frame, Incoming};
+use http::{Response, StatusCode};
 use pinnace_registry::manifest::{OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use pinnace_registry::server::recorder::{self, Recorder};
+pub use pinnace_registry::server::recorder::{End, Seen, frames, with_header};
 use pinnace_registry::server::{Body, Content, Script, Server, full};
 use pinnace_registry::{Auth, Client, Descriptor, Error, ErrorKind, Options, Reference};
 use pinnace_store::Digest;
@@ -16,49 +16,13 @@ use pinnace_store::Digest;
 pub const SECRET: &str = "marker-s3cr3t";
 pub const USER: &str = "someone";
 
-/// A request that arrived.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    pub method: String,
-    pub uri: String,
-    pub headers: HeaderMap,
-}
-
-impl Seen {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(|value| value.to_str().unwrap())
-    }
-
-    /// Whether any part of the request carries the secret, plain or in base64.
-    pub fn has_secret(&self) -> bool {
-        use base64::Engine;
-        let basic = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{SECRET}"));
-        let headers =
-            self.headers.values().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-        let text: String = headers.chain([self.uri.clone()]).collect();
-        text.contains(SECRET) || text.contains(&basic)
-    }
-}
-
-type Rule = Box<dyn Fn(&Seen) -> Option<Response<Body>> + Send + Sync>;
-
-/// Records every request, then lets a rule answer it.
-pub struct Recorder {
-    seen: Mutex<Vec<Seen>>,
-    rule: Rule,
-}
-
-impl Script for Recorder {
-    fn reply(&self, request: &Request<Incoming>) -> Option<Response<Body>> {
-        let seen = Seen {
-            method: request.method().to_string(),
-            uri: request.uri().to_string(),
-            headers: request.headers().clone(),
-        };
-        let reply = (self.rule)(&seen);
-        self.seen.lock().unwrap().push(seen);
-        reply
-    }
+/// Whether any part of a request carries the secret, plain or in base64.
+pub fn has_secret(seen: &Seen) -> bool {
+    use base64::Engine;
+    let basic = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{SECRET}"));
+    let headers = seen.headers.values().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let text: String = headers.chain([seen.uri.clone()]).collect();
+    text.contains(SECRET) || text.contains(&basic)
 }
 
 /// A registry with an image in it.
@@ -72,7 +36,8 @@ impl Registry {
         content: Content,
         rule: impl Fn(&Seen) -> Option<Response<Body>> + Send + Sync + 'static,
     ) -> Self {
-        let recorder = Arc::new(Recorder { seen: Mutex::default(), rule: Box::new(rule) });
+        let recorder = Arc::new(Recorder::default());
+        recorder.rule(rule);
         let server =
             Server::start_with(content, Some(Arc::clone(&recorder) as Arc<dyn Script>)).await.unwrap();
         Self { server, recorder }
@@ -83,7 +48,7 @@ impl Registry {
     }
 
     pub fn seen(&self) -> Vec<Seen> {
-        self.recorder.seen.lock().unwrap().clone()
+        self.recorder.seen()
     }
 
     pub fn reference(&self, rest: &str) -> Reference {
@@ -165,14 +130,7 @@ pub fn client() -> Client {
 }
 
 pub fn status(code: u16) -> Response<Body> {
-    let mut response = Response::new(full(Bytes::new()));
-    *response.status_mut() = StatusCode::from_u16(code).unwrap();
-    response
-}
-
-pub fn with_header(mut response: Response<Body>, name: &'static str, value: &str) -> Response<Body> {
-    response.headers_mut().append(name, value.parse().unwrap());
-    response
+    recorder::status(StatusCode::from_u16(code).unwrap())
 }
 
 pub fn redirect(to: &str) -> Response<Body> {
@@ -181,49 +139,6 @@ pub fn redirect(to: &str) -> Response<Body> {
 
 pub fn json(text: String) -> Response<Body> {
     with_header(Response::new(full(text.into())), "content-type", "application/json")
-}
-
-/// A body that sends its frames with a pause before each and then breaks off, ends or hangs.
-pub fn frames(frames: Vec<Bytes>, pause: Duration, end: End) -> Body {
-    struct Frames {
-        frames: std::vec::IntoIter<Bytes>,
-        pause: Duration,
-        sleep: std::pin::Pin<Box<tokio::time::Sleep>>,
-        end: End,
-    }
-    impl hyper::body::Body for Frames {
-        type Data = Bytes;
-        type Error = std::io::Error;
-        fn poll_frame(
-            mut self: std::pin::Pin<&mut Self>,
-            context: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
-            use std::task::Poll;
-            if self.sleep.as_mut().poll(context).is_pending() {
-                return Poll::Pending;
-            }
-            match self.frames.next() {
-                Some(bytes) => {
-                    let next = tokio::time::Instant::now() + self.pause;
-                    self.sleep.as_mut().reset(next);
-                    Poll::Ready(Some(Ok(Frame::data(bytes))))
-                }
-                None => match self.end {
-                    End::Cut => Poll::Ready(Some(Err(std::io::Error::other("cut")))),
-                    End::Clean => Poll::Ready(None),
-                    End::Hang => Poll::Pending,
-                },
-            }
-        }
-    }
-    Frames { frames: frames.into_iter(), pause, sleep: Box::pin(tokio::time::sleep(pause)), end }.boxed()
-}
-
-#[derive(Clone, Copy, Debug)]
-pub enum End {
-    Cut,
-    Clean,
-    Hang,
 }
 
 /// All bytes of a blob.

@@ -2,7 +2,10 @@
 //!
 //! It serves what the distribution specification asks of pulls: `/v2/`, manifests by tag and by
 //! digest, blobs with ranges, all with `HEAD`. Content is shared between repositories, as in any
-//! registry. A [`Script`] may answer requests in its place, which is how tests make it misbehave.
+//! registry. A [`Script`] may answer requests in its place, which is how tests make it misbehave;
+//! [`recorder`] is one.
+
+pub mod recorder;
 
 use std::collections::HashMap;
 use std::convert::Infallible;

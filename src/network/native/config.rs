@@ -16,9 +16,10 @@ use crate::native::host_local::{Bounds, HostLocalError, Ranges};
 use crate::native::result::{Dns, Route};
 
 /// Versions of the specification whose results are written here.
-const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
-const COMMON_KEYS: [&str; 10] = [
+const COMMON_KEYS: [&str; 11] = [
+    "native",
     "cniVersion",
     "name",
     "type",

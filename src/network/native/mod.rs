@@ -36,8 +36,8 @@ use rustix::io::Errno;
 use serde_json::Value;
 use sha2::{Digest, Sha512};
 
-pub use self::config::Unsupported;
 use self::config::{Plugin, RuntimeConfig};
+pub use self::config::{Unsupported, VERSIONS};
 pub use self::host_local::HostLocalError;
 use self::nat::Nat;
 use self::result::Outcome;

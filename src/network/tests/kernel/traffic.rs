@@ -17,6 +17,11 @@ fn pods_reach_each_other_and_their_gateway_at_once() {
         let gateway_server = Server::start("::".parse().unwrap(), 0);
         let one = Pod::start(&network, "one", &[]);
         let server = one.serve(0);
+        // The kernel answers solicitations a moment after it has given the address, later where it is busy.
+        eventually("the first pod is in its solicited-node group", || {
+            let groups = one.inside(|| std::fs::read_to_string("/proc/thread-self/net/igmp6").unwrap());
+            groups.contains("ff0200000000000000000001ff000002")
+        });
 
         let started = Instant::now();
         let two = Pod::start(&network, "two", &[]);

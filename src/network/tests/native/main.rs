@@ -7,6 +7,7 @@
 
 mod cases;
 mod executor;
+mod measure;
 mod snapshot;
 #[path = "../kernel/world.rs"]
 #[allow(dead_code)]

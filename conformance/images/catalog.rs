@@ -28,7 +28,12 @@ const EDITION: u32 = 2;
 
 /// The layout with all images.
 pub fn layout() -> Layout {
-    let dir = cache_dir().join(format!("images-{EDITION}"));
+    kept(&format!("images-{EDITION}"), fill)
+}
+
+/// A layout in the cache, filled if it is not there yet.
+pub fn kept(name: &str, fill: impl FnOnce(&Layout)) -> Layout {
+    let dir = cache_dir().join(name);
     locked(&cache_dir().join("images.lock"), || {
         if dir.exists() {
             return Layout::open(&dir);
@@ -119,9 +124,9 @@ fn base() -> Layer {
         )
 }
 
-/// A server as Debian packages it: the C library, its other libraries, itself, and our configuration.
-fn nginx() -> Image {
-    // Merged /usr, as the dynamic loader's path in the program expects it to exist.
+/// The files of Debian packages without their documentation, on a merged /usr, as the dynamic loader's path in programs
+/// expects it.
+pub fn packages(names: &[&str]) -> Layer {
     let merged = |path: &str| {
         let skip = ["", "usr", "usr/lib", "lib", "lib64", "etc", "bin"].contains(&path)
             || path.starts_with("usr/share/doc")
@@ -130,12 +135,16 @@ fn nginx() -> Image {
         let moved = ["lib/", "lib64/"].iter().any(|top| path.starts_with(top));
         (!skip).then(|| if moved { format!("usr/{path}") } else { path.to_string() })
     };
-    let files = |packages: &[&str]| {
-        packages
-            .iter()
-            .fold(Layer::new(), |layer, name| layer.append(Layer::from_tar(&debian::tar(name), merged)))
-    };
-    let base = base().directory("usr/lib64", 0o755).symlink("lib", "usr/lib").symlink("lib64", "usr/lib64");
+    names.iter().fold(Layer::new(), |layer, name| layer.append(Layer::from_tar(&debian::tar(name), merged)))
+}
+
+/// What lies below [`packages`].
+pub fn merged_base() -> Layer {
+    base().directory("usr/lib64", 0o755).symlink("lib", "usr/lib").symlink("lib64", "usr/lib64")
+}
+
+/// A server as Debian packages it: the C library, its other libraries, itself, and our configuration.
+fn nginx() -> Image {
     let site = Layer::new()
         .directory("etc/nginx", 0o755)
         .file(
@@ -151,9 +160,9 @@ fn nginx() -> Image {
         .directory("var/log", 0o755)
         .directory("var/log/nginx", 0o755);
     let layers = vec![
-        (base.append(files(&["libc6"])), Compression::Gzip),
-        (files(&["libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"]), Compression::Gzip),
-        (files(&["nginx-common", "nginx"]), Compression::Gzip),
+        (merged_base().append(packages(&["libc6"])), Compression::Gzip),
+        (packages(&["libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g"]), Compression::Gzip),
+        (packages(&["nginx-common", "nginx"]), Compression::Gzip),
         (site, Compression::Zstd),
     ];
     let config = json!({

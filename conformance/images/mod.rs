@@ -169,6 +169,16 @@ impl Layout {
         self.write_index(&index);
     }
 
+    /// All names.
+    pub fn names(&self) -> Vec<String> {
+        let index = self.read_index();
+        let manifests = index["manifests"].as_array().expect("index.json has manifests");
+        let name = |entry: &Value| {
+            entry["annotations"]["org.opencontainers.image.ref.name"].as_str().map(String::from)
+        };
+        manifests.iter().filter_map(name).collect()
+    }
+
     /// The manifest or index that has a name.
     pub fn find(&self, name: &str) -> Descriptor {
         let index = self.read_index();

@@ -13,6 +13,8 @@ mod lifecycle;
 mod logs;
 mod mounts;
 mod network;
+mod network_churn;
+mod network_ports;
 mod pull;
 mod resources;
 mod runtime;

@@ -20,7 +20,7 @@ async fn addresses(node: &Node, pod: &str) -> Vec<IpAddr> {
 }
 
 /// The page at an address of the world, as soon as there is one.
-fn page(world: &World, address: SocketAddr) -> Option<String> {
+pub fn page(world: &World, address: SocketAddr) -> Option<String> {
     poll(Duration::from_secs(10), || {
         let mut stream = world.connect(address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
@@ -31,7 +31,8 @@ fn page(world: &World, address: SocketAddr) -> Option<String> {
     })
 }
 
-async fn nginx(node: &Node, name: &str, change: impl FnOnce(&mut PodSandboxConfig)) -> Pod {
+/// A pod with a web server.
+pub async fn nginx(node: &Node, name: &str, change: impl FnOnce(&mut PodSandboxConfig)) -> Pod {
     let image = node.image("nginx").await;
     let pod = node.run_pod(name, change).await;
     let config = node.container(&pod.config, "web", &image, &[]);

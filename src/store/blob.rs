@@ -3,8 +3,11 @@
 //! They are verified on the way in and on the way out, so a file that a power cut has torn is the
 //! same as no file.
 
+use std::sync::Arc;
+
 use crate::Inner;
 use crate::digest::Digest;
+use crate::dir::Flush;
 use crate::error::{Error, Result};
 use crate::layer::file_name;
 
@@ -23,7 +26,29 @@ impl Inner {
         if self.state().blobs.contains_key(digest) {
             return Ok(());
         }
-        self.blobs.replace(&file_name(digest), bytes, self.options.flush())?;
+        let name = file_name(digest);
+        self.blobs.replace(&name, bytes, self.options.flush())?;
+        if self.options.flush() == Flush::No {
+            let blobs = Arc::clone(&self.blobs);
+            self.flusher.run(move || {
+                let flushed = blobs.open_file(&name).and_then(|file| {
+                    rustix::fs::fdatasync(&file).map_err(Error::io("flush", blobs.entry(&name)))?;
+                    blobs.flush()
+                });
+                match flushed {
+                    Ok(()) => {}
+                    // Removed before its turn came.
+                    Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => {
+                        tracing::error!(
+                            blob = name,
+                            error = &error as &dyn std::error::Error,
+                            "flushing a blob"
+                        );
+                    }
+                }
+            });
+        }
         self.state().blobs.insert(*digest, bytes.len() as u64);
         Ok(())
     }

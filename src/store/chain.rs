@@ -71,7 +71,7 @@ impl Stack {
     }
 
     /// A name for this stack.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let mut hasher = crate::digest::Hasher::new(crate::digest::Algorithm::Sha256);
         for layer in &self.layers {
             hasher.update(layer.info.diff_id.to_string().as_bytes());

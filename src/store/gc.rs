@@ -14,7 +14,7 @@ use crate::digest::{DiffId, Digest};
 use crate::dir::unique;
 use crate::error::{Error, Result};
 use crate::image::ImageRecord;
-use crate::layer::{Layer, LayerForm, file_name};
+use crate::layer::{Layer, LayerForm, TAR, file_name};
 use crate::usage::Usage;
 
 /// What a collection has removed.
@@ -94,7 +94,12 @@ impl Inner {
             }
         }
         if matches!(scope, Scope::All) {
-            let used = state.snapshots.values().filter_map(|snapshot| snapshot.fixup.clone()).collect();
+            let used = state
+                .snapshots
+                .values()
+                .flat_map(|s| [s.fixup.clone(), s.merged.clone()])
+                .flatten()
+                .collect();
             if let Err(error) = self.discard_fixups(&used, &mut trash) {
                 first_error.get_or_insert(error);
             }
@@ -147,14 +152,40 @@ impl Inner {
     fn discard_fixups(&self, used: &HashSet<String>, trash: &mut Vec<String>) -> Result<()> {
         let mut known = self.fixups.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         known.retain(|name, _| used.contains(name));
+        let mut merged = self.merged.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         for name in self.chains.names()? {
             if !used.contains(&name) {
+                if merged.remove(&name).is_some()
+                    && let Some(mounts) = self.mounts_if_open()?
+                {
+                    mounts.detach(&name)?;
+                }
                 let doomed = unique();
                 self.chains.rename(&name, &self.trash, &doomed)?;
                 trash.push(doomed);
             }
         }
         Ok(())
+    }
+
+    /// Drops the cached pages of the tars that snapshots are made of; EROFS keeps its own.
+    pub(crate) fn drop_double_pages(&self) {
+        let state = self.state();
+        let used: HashSet<DiffId> = state.snapshots.values().flat_map(|s| s.layers.iter().copied()).collect();
+        let layers: Vec<Arc<Layer>> =
+            used.iter().filter_map(|diff_id| state.layers.get(diff_id).cloned()).collect();
+        drop(state);
+        for layer in
+            layers.iter().filter(|layer| layer.info.form == LayerForm::TarErofs && layer.is_durable())
+        {
+            // Only advice: where it cannot be given, memory is used twice.
+            let advised = self
+                .layer_file(layer, TAR)
+                .map(|tar| rustix::fs::fadvise(&tar, 0, None, rustix::fs::Advice::DontNeed));
+            if !matches!(advised, Ok(Ok(()))) {
+                tracing::debug!(layer = %layer.info.diff_id, "pages of the tar stay cached");
+            }
+        }
     }
 
     /// Releases the mounts of layers that no snapshot uses; answers how many.
@@ -166,6 +197,7 @@ impl Inner {
             .values()
             .flat_map(|snapshot| snapshot.layers.iter())
             .map(|layer| file_name(layer.digest()))
+            .chain(state.snapshots.values().filter_map(|snapshot| snapshot.merged.clone()))
             .collect();
         let mut released = 0;
         for name in mounts.names()? {
@@ -177,6 +209,7 @@ impl Inner {
                 let mut root = layer.root.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 *root = None;
             }
+            self.merged.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(&name);
             mounts.detach(&name)?;
             released += 1;
         }

@@ -25,13 +25,14 @@
 //!    power cut it is whole or absent, never torn ([`durable`]).
 //! 4. Nothing is mounted where other processes see it, except the one pin.
 //!
-//! All calls block and may be made from any thread. Lock order: image writer, index, layer root or
-//! fixups; the index is held for lookups, renames and requests to the mount thread only.
+//! All calls block and may be made from any thread. Lock order: image writer, index, layer root,
+//! fixups or merged; the index is held for lookups, renames and requests to the mount thread only.
 
 mod accounts;
 mod assembly;
 mod blob;
 mod chain;
+mod deep;
 pub mod digest;
 mod dir;
 mod durable;
@@ -228,7 +229,7 @@ pub(crate) struct Inner {
     method: Method,
     recovered: Recovered,
     root: Dir,
-    blobs: Dir,
+    blobs: Arc<Dir>,
     layers: Arc<Dir>,
     images: Arc<Dir>,
     snapshots: Dir,
@@ -242,6 +243,7 @@ pub(crate) struct Inner {
     state: Mutex<State>,
     image_writer: Mutex<()>,
     fixups: Mutex<chain::Fixups>,
+    merged: Mutex<deep::Merged>,
     mounts: Mutex<Option<Arc<Mounts>>>,
     flusher: Background,
     sweeper: Background,
@@ -318,7 +320,7 @@ impl Store {
         let (flusher, sweeper) = (start("store-flush")?, start("store-sweep")?);
         let unlinker = start("store-unlink")?;
         let inner = Inner {
-            blobs: root.open("blobs")?,
+            blobs: Arc::new(root.open("blobs")?),
             images: Arc::new(root.open("images")?),
             chains,
             empty: [root.ensure(EMPTY[0])?, root.ensure(EMPTY[1])?],
@@ -338,6 +340,7 @@ impl Store {
             state: Mutex::new(state),
             image_writer: Mutex::new(()),
             fixups: Mutex::default(),
+            merged: Mutex::default(),
             mounts: Mutex::default(),
             flusher,
             sweeper,
@@ -461,7 +464,7 @@ impl Store {
         Ok(self.inner.holders(diff_id))
     }
 
-    /// Waits until every layer is durable and everything removed has given its space back.
+    /// Waits until every layer and blob is durable and everything removed has given its space back.
     pub fn flush(&self) {
         self.inner.flusher.wait();
         self.inner.sweeper.wait();
@@ -593,7 +596,11 @@ impl Store {
 
     /// Lets go of the layer mounts that no snapshot uses; answers how many. To be called now and
     /// then: a mount costs a little kernel memory and makes the next start of a container faster.
+    ///
+    /// Of layers that are in use, the pages of the tar are let go of: what was read is cached by
+    /// the file system on top, once more would be memory for nothing.
     pub fn release_idle(&self) -> Result<usize> {
+        self.inner.drop_double_pages();
         self.inner.release_idle()
     }
 
@@ -603,6 +610,7 @@ impl Store {
         for layer in self.inner.state().layers.values() {
             *layer.root.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
+        self.inner.merged.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let mut mounts = self.inner.mounts.lock().unwrap_or_else(PoisonError::into_inner);
         *mounts = None;
         mounts::unpin(&self.inner.run)

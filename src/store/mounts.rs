@@ -388,8 +388,8 @@ fn names(root: &OwnedFd) -> Result<Vec<String>> {
     Ok(entries.into_iter().filter_map(|(name, _)| name.into_string().ok()).collect())
 }
 
-/// Mounts a layer from its two files; the mount is attached nowhere yet.
-pub(crate) fn mount_erofs(subject: &str, meta: &File, tar: &File) -> Result<OwnedFd> {
+/// Mounts a layer, or several merged, from metadata and tars; the mount is attached nowhere yet.
+pub(crate) fn mount_erofs(subject: &str, meta: &File, tars: &[File]) -> Result<OwnedFd> {
     let context =
         mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(mount_fault("fsopen erofs", subject))?;
     // Paths are limited to 255 bytes here; the magic links of our own descriptors are short.
@@ -397,7 +397,9 @@ pub(crate) fn mount_erofs(subject: &str, meta: &File, tar: &File) -> Result<Owne
     let step =
         |step, result: Result<(), Errno>| result.map_err(context_fault(step, subject, context.as_fd()));
     step("set source", mount::fsconfig_set_string(&context, "source", path(meta)))?;
-    step("set device", mount::fsconfig_set_string(&context, "device", path(tar)))?;
+    for tar in tars {
+        step("set device", mount::fsconfig_set_string(&context, "device", path(tar)))?;
+    }
     step("set ro", mount::fsconfig_set_flag(&context, "ro"))?;
     step("create erofs", mount::fsconfig_create(&context))?;
     mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)

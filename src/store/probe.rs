@@ -12,7 +12,7 @@ use rustix::fs::{self, Mode, OFlags};
 
 use crate::dir::Dir;
 use crate::error::{Error, Result};
-use crate::layer::erofs::{self, Identity};
+use crate::layer::erofs::{self, Device, Identity};
 use crate::layer::tree::{Content, TreeBuilder};
 use crate::layer::{META, TAR};
 use crate::mounts::Mounts;
@@ -51,9 +51,10 @@ pub(crate) fn tar_erofs(work: &Dir, method: Method) -> Result<()> {
     tree.insert(entry, Content::Whole(512)).map_err(Error::Tar)?;
     let tree = tree.finish().map_err(Error::Tar)?;
     let meta = work.create_file(META)?;
-    let identity = Identity { uuid: [0; 16], tag: "self-test".to_owned(), tar_bytes: 1024 };
-    erofs::write(&tree, &identity, &tar, &meta).map_err(|error| error.at(work.entry(META)))?;
-    let layer = mounts::mount_erofs("self-test", &meta, &tar)?;
+    let identity =
+        Identity { uuid: [0; 16], devices: vec![Device { tag: "self-test".to_owned(), bytes: 1024 }] };
+    erofs::write(&tree, &identity, &[&tar], &meta).map_err(|error| error.at(work.entry(META)))?;
+    let layer = mounts::mount_erofs("self-test", &meta, &[tar])?;
     match method {
         Method::Descriptors => {
             overlay_over(work, Lower { root: Arc::new(layer), place: Place::Nowhere }, None)

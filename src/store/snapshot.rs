@@ -20,12 +20,13 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::chain::Stack;
+use crate::deep::{Assembly, merged_name};
 use crate::digest::DiffId;
 use crate::dir::{Dir, Flush, unique};
 use crate::error::{Error, Result};
 use crate::layer::ingest::Work;
 use crate::layer::{Layer, LayerForm, META, TAR, TREE, file_name};
-use crate::overlay::{self, Lower, MAX_LOWERS, Method, Overlay, Place, Upper};
+use crate::overlay::{self, Lower, Method, Overlay, Place, Upper};
 use crate::usage::{self, Usage};
 use crate::{CHAINS, EMPTY, Inner, LAYERS, SNAPSHOTS, mounts};
 
@@ -53,6 +54,9 @@ pub(crate) struct SnapshotRecord {
     pub(crate) kind: SnapshotKind,
     pub(crate) layers: Vec<DiffId>,
     pub(crate) fixup: Option<String>,
+    /// The merged file system that stands for layers too many to stack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) merged: Option<String>,
 }
 
 /// Whether a mount can be written to.
@@ -149,8 +153,13 @@ impl Inner {
             }
             let layers: Vec<Arc<Layer>> =
                 diff_ids.iter().filter_map(|layer| state.layers.get(layer).cloned()).collect();
-            let record =
-                SnapshotRecord { version: RECORD_VERSION, kind, layers: diff_ids.to_vec(), fixup: None };
+            let record = SnapshotRecord {
+                version: RECORD_VERSION,
+                kind,
+                layers: diff_ids.to_vec(),
+                fixup: None,
+                merged: None,
+            };
             state.snapshots.insert(key.to_owned(), Arc::new(record));
             layers
         };
@@ -168,10 +177,10 @@ impl Inner {
         kind: SnapshotKind,
     ) -> Result<()> {
         let stack = Stack::of(layers);
-        if stack.layers.len() > MAX_LOWERS {
-            return Err(Error::TooManyLayers { count: stack.layers.len(), limit: MAX_LOWERS });
-        }
-        let record = self.settle_fixup(key, &stack)?;
+        let record = match Assembly::of(&stack)? {
+            Assembly::Merged => self.settle_merged(key, &stack)?,
+            Assembly::Stacked | Assembly::Nested => self.settle_fixup(key, &stack)?,
+        };
         let work = Work::new(self)?;
         let path = || work.dir.entry(RECORD);
         let bytes = serde_json::to_vec(&*record).map_err(|source| Error::Record { path: path(), source })?;
@@ -212,6 +221,20 @@ impl Inner {
         }
     }
 
+    /// Enters the merged file system of the stack into the record, so that no collection takes it.
+    fn settle_merged(&self, key: &str, stack: &Stack) -> Result<Arc<SnapshotRecord>> {
+        let mut state = self.state();
+        let record = state.snapshots.get(key).ok_or_else(|| Error::SnapshotNotFound(key.to_owned()))?;
+        let record = Arc::new(SnapshotRecord { merged: Some(merged_name(stack)), ..(**record).clone() });
+        state.snapshots.insert(key.to_owned(), Arc::clone(&record));
+        Ok(record)
+    }
+
+    /// A file of a layer.
+    pub(crate) fn layer_file(&self, layer: &Layer, name: &str) -> Result<std::fs::File> {
+        self.layers.open(&file_name(layer.info.diff_id.digest()))?.open_file(name)
+    }
+
     /// The roots of the layers of a stack; nothing is opened unless the stack may need a fixup.
     fn roots(&self, stack: &Stack) -> Result<Vec<Arc<OwnedFd>>> {
         if !stack.may_need_fixup() {
@@ -239,7 +262,8 @@ impl Inner {
                     Some(mount) => mount,
                     None => {
                         let dir = self.layers.open(&name)?;
-                        let mount = mounts::mount_erofs(&name, &dir.open_file(META)?, &dir.open_file(TAR)?)?;
+                        let mount =
+                            mounts::mount_erofs(&name, &dir.open_file(META)?, &[dir.open_file(TAR)?])?;
                         mounts.attach(&name, mount)?
                     }
                 }
@@ -264,8 +288,20 @@ impl Inner {
     pub(crate) fn mount(self: &Arc<Self>, key: &str, options: &MountOptions<'_>) -> Result<OwnedFd> {
         let record = self.snapshot(key)?;
         let stack = Stack::of(&self.layers_of(&record.layers)?);
+        let assembly = Assembly::of(&stack)?;
         let mut lowers = Vec::with_capacity(stack.layers.len() + 1);
-        for layer in &stack.layers {
+        if assembly == Assembly::Merged {
+            lowers.push(match options.user_namespace {
+                None => Lower { root: self.merged_root(&stack)?, place: Place::Mounts(merged_name(&stack)) },
+                Some(user_namespace) => {
+                    let clone = self.merged_clone(&stack)?;
+                    overlay::map_owners(key, clone.as_fd(), user_namespace)?;
+                    Lower { root: Arc::new(clone), place: Place::Nowhere }
+                }
+            });
+        }
+        let stacked = if assembly == Assembly::Merged { &[][..] } else { &stack.layers };
+        for layer in stacked {
             lowers.push(match options.user_namespace {
                 None => Lower { root: self.layer_root(layer)?, place: place_of(layer) },
                 Some(user_namespace) => {
@@ -276,13 +312,19 @@ impl Inner {
             });
         }
         // Any layer without an entry for its root shows it with the default owner.
-        let root_layer = stack.root().0.unwrap_or(0);
+        let root_layer = if assembly == Assembly::Merged { 0 } else { stack.root().0.unwrap_or(0) };
         let mut mapped_root = options.user_namespace.and_then(|_| lowers.get(root_layer).cloned());
         if record.fixup.is_some()
             && let Some((name, fixup)) = self.fixup(&stack, &self.roots(&stack)?)?
         {
             let place = Place::Store(format!("{CHAINS}/{name}"));
-            lowers.insert(0, mapped(key, Lower { root: fixup, place }, options.user_namespace)?);
+            let fixup = mapped(key, Lower { root: fixup, place }, options.user_namespace)?;
+            if assembly == Assembly::Nested {
+                self.nested(key, &mut lowers, Some(&fixup))?;
+            }
+            lowers.insert(0, fixup);
+        } else if assembly == Assembly::Nested {
+            self.nested(key, &mut lowers, None)?;
         }
         // overlayfs wants a lower layer in any case, two where there is no upper one, and none twice.
         let wanted: usize = if record.kind == SnapshotKind::Active { 1 } else { 2 };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::erofs::{self, Identity};
 use super::ingest::{Unpack, Work};
-use super::tree::TreeBuilder;
+use super::tree::{Tree, TreeBuilder};
 use super::{Layer, LayerForm, META, TAR, file_name};
 use crate::Inner;
 use crate::digest::Hasher;
@@ -60,6 +60,16 @@ impl Inner {
 
     /// The metadata of a layer made again from its tar, and their length; `None` if the tar is not that of the layer.
     pub(crate) fn remade_metadata(&self, layer: &Layer, work: &Work) -> Result<Option<(File, u64)>> {
+        let Some((tree, tar)) = self.parsed(layer)? else { return Ok(None) };
+        let fresh = work.dir.create_file(META)?;
+        let identity = Identity::of(&layer.info.diff_id, layer.info.tar_bytes);
+        let length = erofs::write(&tree, &identity, &[&tar], &fresh)
+            .map_err(|error| error.at(work.dir.entry(META)))?;
+        Ok(Some((fresh, length)))
+    }
+
+    /// The files of a layer, read from its tar; `None` if the tar is not that of the layer.
+    pub(crate) fn parsed(&self, layer: &Layer) -> Result<Option<(Tree, File)>> {
         let diff_id = layer.info.diff_id;
         let opened =
             self.layers.open(&file_name(diff_id.digest())).and_then(|dir| Ok((dir.open_file(TAR)?, dir)));
@@ -92,12 +102,7 @@ impl Inner {
         if hasher.finish() != *diff_id.digest() || tar_bytes != layer.info.tar_bytes {
             return Ok(None);
         }
-        let tree = tree.finish().map_err(Error::Tar)?;
-        let fresh = work.dir.create_file(META)?;
-        let identity = Identity::of(&diff_id, tar_bytes);
-        let length =
-            erofs::write(&tree, &identity, &tar, &fresh).map_err(|error| error.at(work.dir.entry(META)))?;
-        Ok(Some((fresh, length)))
+        Ok(Some((tree.finish().map_err(Error::Tar)?, tar)))
     }
 }
 

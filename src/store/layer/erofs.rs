@@ -36,7 +36,6 @@ const SUPER_OFFSET: u64 = 1024;
 const SUPER_MAGIC: u32 = 0xE0F5_E1E2;
 const DEVICE_SLOT: u64 = 128;
 const DEVICE_OFFSET: u64 = SUPER_OFFSET + 128;
-const INODES_OFFSET: u64 = DEVICE_OFFSET + DEVICE_SLOT;
 const SLOT: u64 = 32;
 const INODE: u64 = 64;
 const DIRENT: usize = 12;
@@ -54,9 +53,9 @@ const CHUNK_INDEXES: u16 = 0x20;
 /// Five bits of the chunk format hold the chunk size.
 const MAX_CHUNK_BITS: u32 = BLOCK_BITS + 0x1f;
 const HOLE: u32 = u32::MAX;
-/// Device ids in chunk tables: this file and the tar.
+/// Device ids in chunk tables: this file, then the tars.
 const OWN: u16 = 0;
-const TAR: u16 = 1;
+const FIRST_TAR: u16 = 1;
 
 const S_IFIFO: u16 = 0o010_000;
 const S_IFCHR: u16 = 0o020_000;
@@ -72,10 +71,17 @@ const MAX_SPARSE_COST: u64 = 256 << 20;
 #[derive(Debug)]
 pub(crate) struct Identity {
     pub(crate) uuid: [u8; 16],
-    /// Names the data device, for people; at most 64 bytes count.
+    /// The tars, one for a layer, several for layers that are merged.
+    pub(crate) devices: Vec<Device>,
+}
+
+/// A tar that has file data.
+#[derive(Debug)]
+pub(crate) struct Device {
+    /// Names it, for people; at most 64 bytes count.
     pub(crate) tag: String,
-    /// Length of the tar in bytes.
-    pub(crate) tar_bytes: u64,
+    /// Its length in bytes.
+    pub(crate) bytes: u64,
 }
 
 impl Identity {
@@ -83,7 +89,11 @@ impl Identity {
     pub(crate) fn of(diff_id: &DiffId, tar_bytes: u64) -> Self {
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&diff_id.digest().as_bytes()[..16]);
-        Self { uuid, tag: diff_id.hex(), tar_bytes }
+        Self { uuid, devices: vec![Device { tag: diff_id.hex(), bytes: tar_bytes }] }
+    }
+
+    fn inodes_offset(&self) -> u64 {
+        DEVICE_OFFSET + DEVICE_SLOT * self.devices.len() as u64
     }
 }
 
@@ -105,10 +115,10 @@ impl Fault {
     }
 }
 
-/// Writes the metadata of `tree` to `out`; `tar` is read only for sparse files whose regions are
-/// not aligned. Returns the length in bytes.
-pub(crate) fn write(tree: &Tree, identity: &Identity, tar: &File, out: &File) -> Result<u64, Fault> {
-    let plan = Plan::of(tree, identity.tar_bytes)?;
+/// Writes the metadata of `tree` to `out`; the tars, in the order of the identity's devices, are read
+/// only for sparse files whose regions are not aligned. Returns the length in bytes.
+pub(crate) fn write(tree: &Tree, identity: &Identity, tars: &[&File], out: &File) -> Result<u64, Fault> {
+    let plan = Plan::of(tree, identity)?;
     let mut writer = Writer { out: BufWriter::with_capacity(1 << 20, out), position: 0 };
     writer.superblock(&plan, identity)?;
     let mut scratch = Vec::new();
@@ -120,6 +130,9 @@ pub(crate) fn write(tree: &Tree, identity: &Identity, tar: &File, out: &File) ->
         let (Some(inode), Some(place)) = (tree.inode(*id), plan.places.get(*id as usize)) else { continue };
         if place.blocks > 0 {
             writer.pad_to(u64::from(place.first_block) * BLOCK)?;
+            let tar = tars
+                .get(usize::from(tree.source(*id)))
+                .ok_or(Fault::Limit { what: "number of a tar", limit: 0 })?;
             writer.blocks(tree, &plan, *id, inode, place, tar, &mut scratch)?;
         }
     }
@@ -156,13 +169,13 @@ struct Plan {
 
 impl Plan {
     /// Lays out every inode: the children of a directory stand together, in name order.
-    fn of(tree: &Tree, tar_bytes: u64) -> Result<Self, Fault> {
+    fn of(tree: &Tree, identity: &Identity) -> Result<Self, Fault> {
         let mut plan =
             Self { order: Vec::new(), places: vec![Place::default(); tree.inodes.len()], total_blocks: 0 };
-        if tar_bytes.div_ceil(BLOCK) >= u64::from(HOLE) {
+        if identity.devices.iter().any(|device| device.bytes.div_ceil(BLOCK) >= u64::from(HOLE)) {
             return Err(Fault::Limit { what: "bytes of a layer", limit: u64::from(HOLE) * BLOCK });
         }
-        let mut end = INODES_OFFSET;
+        let mut end = identity.inodes_offset();
         let mut sparse_cost = 0;
         plan.place(tree, ROOT, &mut end, &mut sparse_cost)?;
         let mut pending = vec![ROOT];
@@ -445,16 +458,18 @@ impl Writer<'_> {
         block.extend([0; 16]); // volume name
         block.extend((INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE).to_le_bytes());
         block.extend(0_u16.to_le_bytes()); // compression
-        block.extend(1_u16.to_le_bytes()); // extra devices
+        block.extend(u16::try_from(identity.devices.len()).map_err(io::Error::other)?.to_le_bytes()); // extra devices
         block.extend(u16::try_from(DEVICE_OFFSET / DEVICE_SLOT).unwrap_or(9).to_le_bytes());
         block.resize(128, 0);
         self.put(&block)?;
-        let mut slot = Vec::with_capacity(128);
-        slot.extend(identity.tag.bytes().take(64));
-        slot.resize(64, 0);
-        slot.extend(block_number(identity.tar_bytes.div_ceil(BLOCK))?.to_le_bytes());
-        slot.resize(128, 0);
-        self.put(&slot)?;
+        for device in &identity.devices {
+            let mut slot = Vec::with_capacity(128);
+            slot.extend(device.tag.bytes().take(64));
+            slot.resize(64, 0);
+            slot.extend(block_number(device.bytes.div_ceil(BLOCK))?.to_le_bytes());
+            slot.resize(128, 0);
+            self.put(&slot)?;
+        }
         Ok(())
     }
 
@@ -508,10 +523,11 @@ impl Writer<'_> {
         scratch.extend([0; 16]);
         put_xattrs(inode, scratch);
         self.put(scratch)?;
+        let device = FIRST_TAR.saturating_add(tree.source(id));
         match (&inode.node, &place.sparse) {
             (Node::Regular { content: Content::Whole(data), .. }, _) => {
                 self.pad_to(self.position.next_multiple_of(CHUNK_INDEX))?;
-                self.put(&chunk_index(TAR, block_number(data / BLOCK)?))?;
+                self.put(&chunk_index(device, block_number(data / BLOCK)?))?;
             }
             (_, Some(sparse)) => {
                 self.pad_to(self.position.next_multiple_of(CHUNK_INDEX))?;
@@ -521,7 +537,7 @@ impl Writer<'_> {
                     self.put(&match chunk {
                         Chunk::Hole => chunk_index(OWN, HOLE),
                         Chunk::Tar(block) => {
-                            chunk_index(TAR, u32::try_from(block).map_err(io::Error::other)?)
+                            chunk_index(device, u32::try_from(block).map_err(io::Error::other)?)
                         }
                         Chunk::Copied => {
                             let block = copied;

@@ -211,7 +211,7 @@ impl LayerIngest {
                 })?;
                 let meta = work.dir.create_file(META)?;
                 let identity = erofs::Identity::of(&diff_id, bytes);
-                let meta_bytes = erofs::write(&tree, &identity, &tar, &meta)
+                let meta_bytes = erofs::write(&tree, &identity, &[&tar], &meta)
                     .map_err(|error| error.at(work.dir.entry(META)))?;
                 info.disk_bytes = allocated(&tar, bytes) + allocated(&meta, meta_bytes);
                 // Two files, their directory and its record.

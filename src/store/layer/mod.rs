@@ -19,6 +19,7 @@ pub(crate) mod check;
 pub(crate) mod directory;
 pub(crate) mod erofs;
 pub(crate) mod ingest;
+pub(crate) mod merge;
 pub(crate) mod tree;
 
 use std::collections::BTreeSet;

@@ -90,6 +90,12 @@ pub(crate) struct Directory {
     path_bytes: usize,
 }
 
+impl Directory {
+    pub(super) fn empty(parent: InodeId, implicit: bool) -> Self {
+        Self { parent, implicit, ..Self::default() }
+    }
+}
+
 /// A tree under construction.
 #[derive(Debug)]
 pub(crate) struct TreeBuilder {
@@ -106,6 +112,8 @@ pub(crate) struct TreeBuilder {
 pub(crate) struct Tree {
     pub(crate) inodes: Vec<Inode>,
     pub(crate) entries: u64,
+    /// Which tar has the data of an inode; empty if there is only one.
+    pub(crate) sources: Vec<u16>,
 }
 
 impl TreeBuilder {
@@ -229,7 +237,7 @@ impl TreeBuilder {
                 inode.nlink = subdirectories.saturating_add(2);
             }
         }
-        Ok(Tree { inodes: self.inodes, entries: self.entries })
+        Ok(Tree { inodes: self.inodes, entries: self.entries, sources: Vec::new() })
     }
 
     fn hard_link(
@@ -518,6 +526,11 @@ impl Tree {
             Node::Directory(directory) => Some(directory),
             _ => None,
         }
+    }
+
+    /// The number of the tar that has the data of an inode.
+    pub(crate) fn source(&self, id: InodeId) -> u16 {
+        self.sources.get(id as usize).copied().unwrap_or(0)
     }
 
     /// The paths of the directories without entry, and of those with whiteouts in them; the root

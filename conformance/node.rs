@@ -97,9 +97,11 @@ impl Node {
     /// What every test needs.
     pub fn config(world: &World) -> String {
         let certs = world.dir().join("certs.d");
+        let (registries, auth) = (world.dir().join("registries.conf"), world.dir().join("auth.json"));
         format!(
             "[daemon]\nlog_level = \"debug\"\nlog_format = \"text\"\n\
-             [image]\nregistry_config_dirs = [{certs:?}]\n\
+             [image]\nregistry_config_dirs = [{certs:?}]\nregistries_files = [{registries:?}]\n\
+             registry_auth_files = [{auth:?}]\n\
              [network]\npool_size = 2\n",
         )
     }

@@ -1,7 +1,7 @@
 //! Debian's `docker-registry` in a world, over plain HTTP, over TLS with a CA of its own, and with passwords.
 //!
-//! Up to three processes share one store of blobs, so that what was pushed over the plain one can be pulled
-//! from all: [`PLAIN`], [`TLS`], [`PASSWORD`]. Every world has a loopback of its own, so the ports never clash.
+//! Up to four processes share one store of blobs, so that what was pushed over the plain one can be pulled
+//! from all: [`PLAIN`], [`TLS`], [`MUTUAL`], [`PASSWORD`]. Every world has a loopback of its own, so the ports never clash.
 
 use std::fmt;
 use std::fs;
@@ -23,6 +23,8 @@ use crate::world::World;
 pub const PLAIN: &str = "127.0.0.1:5000";
 /// TLS, with a certificate of [`Registry::ca`].
 pub const TLS: &str = "registry.test:5443";
+/// The same, for clients with a certificate of [`Registry::ca`] only: [`Registry::client`].
+pub const MUTUAL: &str = "registry.test:5444";
 /// Plain HTTP, with [`USERNAME`] and [`PASSWORD_TEXT`].
 pub const PASSWORD: &str = "127.0.0.1:5001";
 /// Nobody listens here.
@@ -60,6 +62,20 @@ impl Registry {
         let dir = self.dir.display();
         let tls = format!("  tls: {{certificate: {dir}/server.crt, key: {dir}/server.key}}\n");
         self.serve("tls", 5443, &tls);
+    }
+
+    /// Starts the one that wants a certificate; [`Registry::start_tls`] has made it.
+    pub fn start_mutual(&mut self) {
+        let dir = self.dir.display();
+        let tls = format!(
+            "  tls: {{certificate: {dir}/server.crt, key: {dir}/server.key, clientcas: [{dir}/ca.crt]}}\n"
+        );
+        self.serve("mutual", 5444, &tls);
+    }
+
+    /// A client's certificate and its key, in PEM.
+    pub fn client(&self) -> (PathBuf, PathBuf) {
+        (self.dir.join("client.crt"), self.dir.join("client.key"))
     }
 
     /// Starts the one with passwords.
@@ -165,10 +181,15 @@ impl Registry {
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.distinguished_name.push(rcgen::DnType::CommonName, "CA of a test");
         write("ca.crt", ca.self_signed(&ca_key).expect("sign the CA").pem());
+        let issuer = Issuer::new(ca, ca_key);
+        let key = KeyPair::generate().expect("make a key");
+        let client = CertificateParams::new(["client.test".to_string()]).expect("certificate parameters");
+        write("client.crt", client.signed_by(&key, &issuer).expect("sign").pem());
+        write("client.key", key.serialize_pem());
         let key = KeyPair::generate().expect("make a key");
         let names = ["registry.test".to_string(), "localhost".into(), "127.0.0.1".into()];
         let server = CertificateParams::new(names).expect("certificate parameters");
-        write("server.crt", server.signed_by(&key, &Issuer::new(ca, ca_key)).expect("sign").pem());
+        write("server.crt", server.signed_by(&key, &issuer).expect("sign").pem());
         write("server.key", key.serialize_pem());
     }
 

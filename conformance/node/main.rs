@@ -16,6 +16,7 @@ mod network;
 mod network_churn;
 mod network_ports;
 mod pull;
+mod registries;
 mod resources;
 mod runtime;
 mod sandbox;

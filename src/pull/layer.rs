@@ -101,6 +101,7 @@ impl Intake {
             };
             if let Some(partials) = self.partials.as_ref().filter(|_| is_over) {
                 partials.forget(&layer.digest);
+                partials.expire();
             }
             match taken {
                 Ok(held) => return Ok(held),

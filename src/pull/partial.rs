@@ -21,7 +21,7 @@ use pinnace_registry::Descriptor;
 use pinnace_store::Digest;
 
 /// Layers below this are not worth a file.
-const LAYER_BYTES_MIN: u64 = 1 << 20;
+const LAYER_BYTES_MIN: u64 = 256 << 10;
 /// Layers from this on are kept however fast they come.
 const ALWAYS_BYTES: u64 = 256 << 20;
 /// Smaller ones that come faster than this are not kept.

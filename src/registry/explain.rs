@@ -144,22 +144,51 @@ impl Server {
             client_certificate: endpoint.tls.client.is_some(),
             headers: endpoint.headers.keys().map(ToString::to_string).collect(),
             credentials,
-            proxy: proxy(endpoint.base(), endpoint.origin.host()),
+            proxy: proxy(&Matcher::from_env(), endpoint.base(), endpoint.origin.host()),
         }
     }
 }
 
 /// By the same rules as the HTTP client: HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY.
-fn proxy(url: &url::Url, host: &str) -> Option<String> {
+fn proxy(environment: &Matcher, url: &url::Url, host: &str) -> Option<String> {
     if is_loopback_host(host) {
         return None;
     }
     let uri: http::Uri = url.as_str().parse().ok()?;
-    let intercept = Matcher::from_env().intercept(&uri)?;
+    let intercept = environment.intercept(&uri)?;
     let proxy = intercept.uri();
     Some(format!(
         "{}://{}",
         proxy.scheme_str().unwrap_or("http"),
         proxy.authority()?.as_str().rsplit('@').next()?
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_are_for_whom_the_environment_says() {
+        let environment = Matcher::builder()
+            .http("http://plain.proxy:3128")
+            .https("http://someone:s3cr3t@tls.proxy:3128")
+            .no("10.0.0.0/8,.corp,exact.io,fd00::/8")
+            .build();
+        for (url, expected) in [
+            ("https://quay.io/v2", Some("http://tls.proxy:3128")),
+            ("http://old.io:5000/v2", Some("http://plain.proxy:3128")),
+            ("https://10.1.2.3:5000/v2", None),
+            ("https://11.1.2.3:5000/v2", Some("http://tls.proxy:3128")),
+            ("https://[fd00::1]:5000/v2", None),
+            ("https://registry.corp/v2", None),
+            ("https://exact.io/v2", None),
+            ("http://127.0.0.1:5000/v2", None),
+            ("http://localhost:5000/v2", None),
+        ] {
+            let url = url::Url::parse(url).unwrap();
+            let host = url.host_str().unwrap().to_owned();
+            assert_eq!(proxy(&environment, &url, &host).as_deref(), expected, "{url}");
+        }
+    }
 }

@@ -10,8 +10,10 @@ use super::image::name;
 use crate::error::{Error, Within as _};
 use crate::node::Node;
 
-/// What an answer needs to get to the caller.
-const REPLY_TIME: Duration = Duration::from_millis(50);
+/// What an answer has to get to the caller: a part of the caller's time, within these.
+const REPLY_TIME_MIN: Duration = Duration::from_millis(50);
+const REPLY_TIME_MAX: Duration = Duration::from_secs(1);
+const REPLY_SHARE: u32 = 10;
 
 /// Pulls. The caller going away ends the pull, unless others wait for the same.
 ///
@@ -29,7 +31,7 @@ pub async fn answer(
     let pulled = match limit {
         None => pull.await,
         // Dropping it gives our place in the pull up.
-        Some(limit) => match tokio::time::timeout(limit.saturating_sub(REPLY_TIME), pull).await {
+        Some(limit) => match tokio::time::timeout(limit.saturating_sub(reply_time(limit)), pull).await {
             Ok(result) => result,
             Err(_) => return Err(Error::Deadline { what: what(), limit }),
         },
@@ -37,6 +39,10 @@ pub async fn answer(
     .within(what)?;
     tracing::info!(image = name, id = %pulled.image_id, "image pulled");
     Ok(v1::PullImageResponse { image_ref: pulled.image_id.to_string() })
+}
+
+fn reply_time(limit: Duration) -> Duration {
+    (limit / REPLY_SHARE).clamp(REPLY_TIME_MIN, REPLY_TIME_MAX)
 }
 
 /// The fields as the registry's client reads them; it decides which of them count.

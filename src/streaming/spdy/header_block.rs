@@ -195,6 +195,8 @@ impl HeaderEncoder {
             block.extend_from_slice(&(!length).to_le_bytes());
             block.extend_from_slice(piece);
         }
+        // An empty block, as after a flush: inflaters give out what they hold when they see it, without reading on.
+        block.extend_from_slice(&[0, 0, 0, 0xff, 0xff]);
         block
     }
 }

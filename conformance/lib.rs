@@ -18,6 +18,7 @@
 
 pub mod cri;
 pub mod daemon;
+pub mod go;
 pub mod images;
 pub mod leak;
 pub mod log;

@@ -1,37 +1,20 @@
 //! Our CRI is the published one: the descriptor this workspace was built with is compared to that of the
 //! Go module k8s.io/cri-api by `descriptors/`, and that comparison is shown to notice every kind of change.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use pinnace_conformance::go::Program;
 use pinnace_conformance::skip;
 use prost::Message as _;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{EnumValueDescriptorProto, FileDescriptorProto, FileDescriptorSet};
-use tempfile::TempDir;
 
 /// The comparing program, built once; `None` where Go is missing or too old.
 fn comparer() -> Option<&'static Path> {
-    static COMPARER: OnceLock<Option<(TempDir, PathBuf)>> = OnceLock::new();
-    let built = COMPARER.get_or_init(|| {
-        let version = Command::new("go").arg("version").output().ok()?.stdout;
-        // From 1.21 on Go fetches the toolchain that go.mod asks for.
-        let minor =
-            String::from_utf8_lossy(&version).split("go1.").nth(1)?.split(['.', ' ']).next()?.parse::<u32>();
-        if minor.ok()? < 21 {
-            return None;
-        }
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("descriptors");
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let program = dir.path().join("descriptors");
-        let mut build = Command::new("go");
-        let output =
-            build.args(["build", "-o"]).arg(&program).arg(".").current_dir(source).output().expect("run go");
-        assert!(output.status.success(), "{build:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Some((dir, program))
-    });
-    built.as_ref().map(|(_, program)| program.as_path())
+    static COMPARER: OnceLock<Option<Program>> = OnceLock::new();
+    COMPARER.get_or_init(|| Program::build("descriptors")).as_ref().map(Program::path)
 }
 
 /// What the program says about an encoded `FileDescriptorSet`: its exit status and its lines.

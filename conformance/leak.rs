@@ -114,10 +114,14 @@ impl Ledger {
         *self.0.entry((kind, name.into())).or_default() += 1;
     }
 
-    /// Mounts in every mount namespace of the world, and those of this machine that mention the world's
+    /// Mounts in every mount namespace of the world beyond those that the world began with, and those of this machine that mention the world's
     /// directory, of which there must never be any.
     fn mounts(&mut self, scope: &Scope<'_>) {
         let dir = scope.world.dir().to_string_lossy();
+        let mut inherited = BTreeMap::<String, usize>::new();
+        for line in scope.world.inherited_mounts().lines() {
+            *inherited.entry(mount_name(line)).or_default() += 1;
+        }
         let mut namespaces = BTreeSet::new();
         for pid in pids(scope.world) {
             // Containers have mount namespaces of their own; those end with their processes, which count
@@ -127,8 +131,14 @@ impl Ledger {
             if !namespaces.insert(namespace) {
                 continue;
             }
+            // Those of the real machine are not the world's: they go when their directories are removed out there.
+            let mut known = inherited.clone();
             for line in fs::read_to_string(proc.join("mountinfo")).unwrap_or_default().lines() {
-                self.add(Kind::Mount, mount_name(line));
+                let name = mount_name(line);
+                match known.get_mut(&name) {
+                    Some(left) if *left > 0 => *left -= 1,
+                    _ => self.add(Kind::Mount, name),
+                }
             }
         }
         let own = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

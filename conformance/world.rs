@@ -39,6 +39,7 @@ pub struct World {
     unshare: Child,
     keeper: Process,
     cgroups: Vec<Cgroup>,
+    inherited_mounts: String,
     dir: TempDir,
 }
 
@@ -71,7 +72,9 @@ impl World {
         let started = start(&cgroups, dir.path());
         let (unshare, keeper) = started.inspect_err(|_| remove_cgroups(&cgroups))?;
         cgroups.iter().for_each(Cgroup::populate);
-        let world = World { unshare, keeper, cgroups, dir };
+        let mountinfo = format!("/proc/{}/mountinfo", keeper.pid);
+        let inherited_mounts = fs::read_to_string(&mountinfo).map_err(|e| format!("{mountinfo}: {e}"))?;
+        let world = World { unshare, keeper, cgroups, inherited_mounts, dir };
         world.write_executable("enter", &world.enter_script());
         Ok(world)
     }
@@ -79,6 +82,11 @@ impl World {
     /// The world's directory: the same path inside and outside.
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The mounts that it began with: mountinfo of its process 1.
+    pub fn inherited_mounts(&self) -> &str {
+        &self.inherited_mounts
     }
 
     /// How this process reaches a path of the world that only exists inside, such as `/run/netns`.

@@ -1,5 +1,8 @@
 //! Our CRI is the published one: the descriptor this workspace was built with is compared to that of the
-//! Go module k8s.io/cri-api by `descriptors/`, and that comparison is shown to notice every kind of change.
+//! Go module k8s.io/cri-api by `descriptors/`, and that comparison is shown to notice every kind of change. What becomes
+//! of each field is listed.
+
+mod fields;
 
 use std::path::Path;
 use std::process::Command;

@@ -15,10 +15,13 @@ async fn container_that_cannot_be_created() {
     let absent = format!("sha256:{}", "0".repeat(64));
     type Change = fn(&mut ContainerConfig);
     type Case<'a> = (&'a str, &'a str, &'a [&'a str], Code, &'a str, Change);
-    let cases: [Case<'_>; 9] = [
+    let cases: [Case<'_>; 10] = [
         ("unknown image", &absent, &["true"], Code::NotFound, &absent, |_| {}),
         ("never pulled", "example.com/app:1", &["true"], Code::NotFound, "example.com/app:1", |_| {}),
         ("no image", "", &["true"], Code::InvalidArgument, "image", |_| {}),
+        ("unknown handler", &image, &["true"], Code::InvalidArgument, "runtime_handler", |c| {
+            c.image.as_mut().unwrap().runtime_handler = "gvisor".into();
+        }),
         ("nothing to run", &nothing, &[], Code::InvalidArgument, "command", |_| {}),
         ("no metadata", &image, &["true"], Code::InvalidArgument, "metadata", |c| c.metadata = None),
         ("no name", &image, &["true"], Code::InvalidArgument, "name", |c| {

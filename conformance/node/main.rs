@@ -4,7 +4,9 @@
 #![allow(clippy::large_futures, reason = "a test awaits one future on a stack of its own")]
 #![allow(clippy::unwrap_used, reason = "all of this is tests")]
 
+mod concurrency;
 mod crash;
+mod devices;
 mod errors;
 mod events;
 mod exec_sync;

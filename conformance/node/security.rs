@@ -111,7 +111,18 @@ async fn seccomp_profile_is_the_one_asked_for() {
         node.script(&pod, script, |c| c.security().seccomp = profile(ProfileType::Localhost, &path)).await;
     assert!(said.contains("Function not implemented") && said.trim_end().ends_with('2'), "{said}");
 
+    let file = node.world.dir().join("kill-mkdir.json");
+    fs::write(&file, text.replace(r#""SCMP_ACT_ERRNO","errnoRet":38"#, r#""SCMP_ACT_KILL_PROCESS""#))
+        .unwrap();
     let image = node.images.image_id("busybox");
+    let killed = node.container(&pod.config, "killed", &image, &["mkdir", "/made"]);
+    let path = file.display().to_string();
+    let killed = node
+        .run_to_end(&pod, killed, |c| c.security().seccomp = profile(ProfileType::Localhost, &path))
+        .await
+        .status;
+    assert_eq!((killed.exit_code, &*killed.reason), (128 + 31, "seccomp killed"), "{killed:?}");
+
     fs::write(node.world.dir().join("broken.json"), "{").unwrap();
     let broken = node.world.dir().join("broken.json").display().to_string();
     let absent = node.world.dir().join("absent.json").display().to_string();

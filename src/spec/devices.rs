@@ -90,22 +90,31 @@ pub fn all_host_devices() -> Result<Vec<LinuxDevice>, Error> {
 }
 
 /// Gives every node a detached mount of the host's node of that path and number, for a machine (a guest, a container) that
-/// may not make nodes itself. Where the host has no such node, init's `mknod(2)` decides.
+/// may not make nodes itself (a user namespace may not either). Where the host has no such node, init's `mknod(2)` decides.
 pub(crate) fn with_fallbacks(devices: &mut [plan::Device], slots: &mut Slots) -> Result<(), Error> {
     for device in devices {
-        let path = Path::new(OsStr::from_bytes(&device.path));
-        let Ok(pinned) = pin(CWD.as_fd(), path.as_os_str(), Links::Follow) else {
-            continue;
+        // A device can have another path in the container; udev keeps a link by number.
+        let kind = match FileType::from_raw_mode(device.mode) {
+            FileType::BlockDevice => "block",
+            _ => "char",
         };
-        let failed = |errno| Error::Device { path: path.to_owned(), errno };
-        let stat = rustix::fs::fstat(&pinned).map_err(failed)?;
-        let same = FileType::from_raw_mode(stat.st_mode) == FileType::from_raw_mode(device.mode)
-            && stat.st_rdev == rustix::fs::makedev(device.major, device.minor);
-        if same {
+        let by_number = PathBuf::from(format!("/dev/{kind}/{}:{}", device.major, device.minor));
+        for path in [PathBuf::from(OsStr::from_bytes(&device.path)), by_number] {
+            let Ok(pinned) = pin(CWD.as_fd(), path.as_os_str(), Links::Follow) else {
+                continue;
+            };
+            let failed = |errno| Error::Device { path: path.clone(), errno };
+            let stat = rustix::fs::fstat(&pinned).map_err(failed)?;
+            let same = FileType::from_raw_mode(stat.st_mode) == FileType::from_raw_mode(device.mode)
+                && stat.st_rdev == rustix::fs::makedev(device.major, device.minor);
+            if !same {
+                continue;
+            }
             let flags = OpenTreeFlags::OPEN_TREE_CLONE
                 | OpenTreeFlags::OPEN_TREE_CLOEXEC
                 | OpenTreeFlags::AT_EMPTY_PATH;
             device.fallback = Some(slots.push(open_tree(&pinned, c"", flags).map_err(failed)?));
+            break;
         }
     }
     Ok(())

@@ -159,6 +159,9 @@ sections! {
         /// Whether each container gets a directory of its own for every volume that its image declares, filled with what
         /// the image has there. Otherwise such places are ordinary directories of the container.
         image_volumes: bool = "true", boolean;
+        /// Whether a device of the host belongs, in a container, to the user and group that the pod runs it as. Otherwise it
+        /// belongs to whom it belongs to on the host.
+        device_ownership: bool = "false", boolean;
         /// Size of /dev/shm, which the containers of a pod share.
         shm_size: u64 = r#""64MiB""#, |v| bytes(v, 4 * KIB..=64 * GIB);
         /// Longer lines of output are split in the log, with the mark that the CRI has for that.

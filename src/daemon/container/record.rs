@@ -171,12 +171,15 @@ pub enum Status {
     Exited(Exit),
 }
 
+/// How the kernel ends what a seccomp profile does not let live.
+const SIGSYS: i32 = 31;
+
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// Exit status; 128 + n for signal n; 128 when it could not be started; 255 when nobody saw it.
     pub code: i32,
-    /// `Completed`, `Error`, `OOMKilled`, `StartError`, `Unknown`.
+    /// `Completed`, `Error`, `OOMKilled`, `seccomp killed` (CRI-O's word), `StartError`, `Unknown`.
     pub reason: String,
     /// More, in words.
     pub message: String,
@@ -191,6 +194,7 @@ impl Exit {
     pub fn observed(exited: &pinnace_launcher::protocol::Exited) -> Self {
         let reason = match exited {
             seen if seen.oom_killed => "OOMKilled",
+            seen if seen.signal == SIGSYS => "seccomp killed",
             seen if seen.code == 0 => "Completed",
             _ => "Error",
         };

@@ -106,7 +106,7 @@ pub fn build(
         process.set_selinux_label(security.selinux_label.clone().filter(|_| facts.selinux));
     }
 
-    let (nodes, rules) = requested_devices(request)?;
+    let (nodes, rules) = requested_devices(node, request, user)?;
     let pod = PodPaths::of(sandbox);
     if let Some(linux) = spec.linux_mut() {
         linux.set_namespaces(Some(namespaces(security, &pod, linux.namespaces().as_deref())?));
@@ -339,7 +339,9 @@ fn apparmor(node: &Node, security: &Security) -> Result<Option<String>, Error> {
 }
 
 fn requested_devices(
+    node: &Node,
     request: &ContainerRequest,
+    user: &User,
 ) -> Result<(Vec<oci_spec::runtime::LinuxDevice>, Vec<LinuxDeviceCgroup>), Error> {
     let mut nodes = Vec::new();
     let mut rules = Vec::new();
@@ -349,7 +351,18 @@ fn requested_devices(
             Path::new(&device.container_path),
             &device.permissions,
         )?;
-        nodes.extend(found.nodes);
+        // Only who was asked for: a user of the image does not own the host's devices.
+        let asked = &request.security.user;
+        let owned = node.config.container.device_ownership;
+        nodes.extend(found.nodes.into_iter().map(|mut node| {
+            if owned && asked.uid.is_some_and(|uid| uid != 0) {
+                node.set_uid(Some(user.uid));
+            }
+            if owned && asked.gid.is_some_and(|gid| gid != 0) {
+                node.set_gid(Some(user.gid));
+            }
+            node
+        }));
         rules.extend(found.rules);
     }
     Ok((nodes, rules))

@@ -17,6 +17,10 @@ pub fn parse(config: v1::ContainerConfig) -> Result<ContainerRequest, Error> {
     if image.image.is_empty() {
         return Err(Error::invalid("config.image.image", "is empty"));
     }
+    if !image.runtime_handler.is_empty() {
+        let reason = format!("no handler {:?} is configured; the default is \"\"", image.runtime_handler);
+        return Err(Error::invalid("config.image.runtime_handler", reason));
+    }
     if !config.cdi_devices.is_empty() {
         return Err(Error::invalid("config.CDI_devices", "CDI devices are not supported yet"));
     }

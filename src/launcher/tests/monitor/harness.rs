@@ -343,6 +343,21 @@ impl Pod {
         )
     }
 
+    /// The number of its descriptors once it stays the same.
+    pub fn settled_descriptors(&self) -> usize {
+        let end = Instant::now() + LIMIT;
+        let mut count = self.open_descriptors();
+        loop {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = self.open_descriptors();
+            if now == count {
+                return count;
+            }
+            assert!(Instant::now() < end, "the number of descriptors does not come to rest");
+            count = now;
+        }
+    }
+
     pub fn open_descriptors(&self) -> usize {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }

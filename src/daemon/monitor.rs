@@ -4,13 +4,14 @@
 //! request ──id──► monitor ──id──► the waiting caller
 //!                         ──exit of a container──► Told ──► container::exit::observed
 //!                         ──exit of a session────► whoever expects it
+//!                         ──end of an attachment─► whoever expects it
 //!                         ──end of connection────► Told ──► sandbox lost
 //! ```
 //! One task reads the connection. When the monitor is gone every waiting caller gets [`Error::MonitorGone`], because the
 //! senders that they wait on are dropped.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use pinnace_launcher::client::{self, Connection, Event};
 use pinnace_launcher::protocol::{
-    Exited, FromMonitor, Hello, Reply, Request, Shutdown, State, ToMonitor, VERSION,
+    Detached, Exited, FromMonitor, Hello, Reply, Request, Shutdown, State, ToMonitor, VERSION, WantedSockets,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
@@ -56,8 +57,9 @@ pub struct Monitor {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    replies: HashMap<u64, oneshot::Sender<Reply>>,
+    replies: HashMap<u64, oneshot::Sender<(Reply, Vec<OwnedFd>)>>,
     sessions: HashMap<String, oneshot::Sender<Exited>>,
+    attachments: HashMap<u64, oneshot::Sender<Detached>>,
     closed: bool,
 }
 
@@ -111,6 +113,22 @@ impl Monitor {
 
     /// Sends a request and waits for its reply; a refusal is an error. `descriptors` are the request's slots.
     pub async fn request(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, Error> {
+        self.exchange(request, descriptors).await.map(|(reply, _)| reply)
+    }
+
+    /// Sockets in the pod's network namespace, IPv4 before IPv6 where there is IPv6.
+    pub async fn sockets(&self) -> Result<Vec<OwnedFd>, Error> {
+        match self.exchange(Request::Sockets(WantedSockets {}), &[]).await? {
+            (Reply::Sockets(_), sockets) => Ok(sockets),
+            (other, _) => Err(Error::unexpected(&self.sandbox, &other)),
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), Error> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         {
@@ -126,7 +144,7 @@ impl Monitor {
             return Err(error.into());
         }
         match receiver.await {
-            Ok(Reply::Failed(failure)) => Err(Error::Launch(failure)),
+            Ok((Reply::Failed(failure), _)) => Err(Error::Launch(failure)),
             Ok(reply) => Ok(reply),
             Err(_) => Err(Error::MonitorGone(self.sandbox.clone())),
         }
@@ -150,6 +168,31 @@ impl Monitor {
     /// Nobody waits for that session any more.
     pub fn forget_exec(&self, exec_id: &str) {
         lock(&self.waiting).sessions.remove(exec_id);
+    }
+
+    /// Told when that attachment is over; to be called before it begins.
+    pub fn expect_detached(&self, attach_id: u64) -> oneshot::Receiver<Detached> {
+        let (sender, receiver) = oneshot::channel();
+        let mut waiting = lock(&self.waiting);
+        if !waiting.closed {
+            waiting.attachments.insert(attach_id, sender);
+        }
+        receiver
+    }
+
+    /// Nobody waits for the end of that attachment any more.
+    pub fn forget_attachment(&self, attach_id: u64) {
+        lock(&self.waiting).attachments.remove(&attach_id);
+    }
+
+    /// An id for an attachment, unique on this connection.
+    pub fn next_attach_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Cancelled when the monitor has gone, or the daemon does.
+    pub fn gone(&self) -> tokio_util::sync::CancellationToken {
+        self.ended.clone()
     }
 
     /// What it tells by itself; for the one who follows it.
@@ -181,6 +224,7 @@ impl Monitor {
             waiting.closed = true;
             waiting.replies.clear();
             waiting.sessions.clear();
+            waiting.attachments.clear();
         }
         self.ended.cancel();
     }
@@ -189,7 +233,7 @@ impl Monitor {
         loop {
             let Ok(mut ready) = self.connection.readable().await else { return };
             match self.connection.get_ref().0.recv() {
-                Ok(Event::Message(message)) => self.deliver(message, told).await,
+                Ok(Event::Message(message, descriptors)) => self.deliver(message, descriptors, told).await,
                 Ok(Event::Nothing) => ready.clear_ready(),
                 Ok(Event::Closed) => return,
                 Err(error) => {
@@ -200,12 +244,12 @@ impl Monitor {
         }
     }
 
-    async fn deliver(&self, message: FromMonitor, told: &mpsc::Sender<Told>) {
+    async fn deliver(&self, message: FromMonitor, descriptors: Vec<OwnedFd>, told: &mpsc::Sender<Told>) {
         let Some(reply) = message.reply else { return };
         if message.id != 0 {
             if let Some(waiting) = lock(&self.waiting).replies.remove(&message.id) {
                 // A caller that has given up does not want it.
-                let _ = waiting.send(reply);
+                let _ = waiting.send((reply, descriptors));
             }
             return;
         }
@@ -217,6 +261,11 @@ impl Monitor {
             Reply::Exited(exited) => {
                 if let Some(waiting) = lock(&self.waiting).sessions.remove(&exited.exec_id) {
                     let _ = waiting.send(exited);
+                }
+            }
+            Reply::Detached(detached) => {
+                if let Some(waiting) = lock(&self.waiting).attachments.remove(&detached.attach_id) {
+                    let _ = waiting.send(detached);
                 }
             }
             other => tracing::debug!(sandbox_id = %self.sandbox, ?other, "unknown event"),

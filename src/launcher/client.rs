@@ -166,8 +166,8 @@ pub fn connect(run_directory: BorrowedFd<'_>) -> Result<Connection, Error> {
 /// What [`Connection::recv`] found.
 #[derive(Debug)]
 pub enum Event {
-    /// A reply or an event of the monitor.
-    Message(FromMonitor),
+    /// A reply or an event of the monitor, with the descriptors of its slots.
+    Message(FromMonitor, Vec<OwnedFd>),
     /// Nothing now: wait until the descriptor is readable.
     Nothing,
     /// The monitor closed.
@@ -244,8 +244,8 @@ impl Connection {
     /// The next message, if one is there.
     pub fn recv(&self) -> Result<Event, Error> {
         match packet::receive(self.as_fd(), RecvFlags::DONTWAIT) {
-            Ok(Received::Packet(bytes, _)) => match FromMonitor::decode(bytes.as_slice()) {
-                Ok(message) => Ok(Event::Message(message)),
+            Ok(Received::Packet(bytes, fds)) => match FromMonitor::decode(bytes.as_slice()) {
+                Ok(message) => Ok(Event::Message(message, fds)),
                 Err(source) => Err(Error::Decode { bytes: bytes.len(), source }),
             },
             Ok(Received::Closed) => Ok(Event::Closed),
@@ -254,12 +254,12 @@ impl Connection {
         }
     }
 
-    /// The next message, waiting for it until the deadline.
+    /// The next message, waiting for it until the deadline; descriptors beside it are closed.
     pub fn recv_within(&self, limit: Duration) -> Result<FromMonitor, Error> {
         let deadline = Instant::now() + limit;
         loop {
             match self.recv()? {
-                Event::Message(message) => return Ok(message),
+                Event::Message(message, _) => return Ok(message),
                 Event::Closed => return Err(Error::Closed),
                 Event::Nothing => {
                     if !self.wait(PollFlags::IN, deadline)? {

@@ -28,8 +28,7 @@ const BODY_BYTES: u64 = 64 << 20;
 /// What came.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// One packet; a daemon is never sent descriptors.
-    #[cfg_attr(not(feature = "monitor"), allow(dead_code))]
+    /// One packet and the descriptors beside it.
     Packet(Vec<u8>, Vec<OwnedFd>),
     /// The other end closed.
     Closed,

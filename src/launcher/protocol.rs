@@ -29,7 +29,7 @@ pub struct ToMonitor {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What to do.
-    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14")]
+    #[prost(oneof = "Request", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
     pub request: Option<Request>,
 }
 
@@ -49,7 +49,9 @@ pub enum Request {
     #[prost(message, tag = "5")]
     Start(ContainerRef),
     /// Add a process to a running container; answered by [`Reply::Launched`]. An exec session with a terminal is copied
-    /// between that and the slots of its stdio by the monitor; without one, the slots become its descriptors.
+    /// between that and the slots of its stdio by the monitor; without one, the slots become its descriptors. When nobody
+    /// reads the copy any more the terminal is hung up; when the connection that asked for the session ends, its first
+    /// process gets SIGHUP.
     #[prost(message, tag = "6")]
     Exec(Exec),
     /// Send a signal to a container's or exec session's first process.
@@ -76,6 +78,9 @@ pub enum Request {
     /// Join the streams of a container; may come before `Start` of a held one, so that no output is missed.
     #[prost(message, tag = "14")]
     Attach(Attach),
+    /// Make sockets in the pod's network namespace; answered by [`Reply::Sockets`].
+    #[prost(message, tag = "15")]
+    Sockets(WantedSockets),
 }
 
 /// Greeting.
@@ -226,7 +231,15 @@ pub struct Attach {
     /// missing from its copy, and neither container nor log wait.
     #[prost(bool, tag = "5")]
     pub lossless: bool,
+    /// Chosen by the daemon, unique on a connection; 0 for one whose end need not be told ([`Reply::Detached`]).
+    #[prost(uint64, tag = "6")]
+    pub attach_id: u64,
 }
+
+/// TCP sockets, not connected. A socket stays in the network namespace in which it was made, so that the daemon can reach
+/// the pod's loopback interface without entering the namespace.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct WantedSockets {}
 
 /// End of the pod.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -251,7 +264,7 @@ pub struct FromMonitor {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What happened.
-    #[prost(oneof = "Reply", tags = "2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "Reply", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
     pub reply: Option<Reply>,
 }
 
@@ -276,6 +289,12 @@ pub enum Reply {
     /// Event: a container or exec session ended.
     #[prost(message, tag = "7")]
     Exited(Exited),
+    /// The sockets that were asked for; their descriptors come beside the packet.
+    #[prost(message, tag = "8")]
+    Sockets(Sockets),
+    /// Event, to the connection that attached: all streams of an attachment are over.
+    #[prost(message, tag = "9")]
+    Detached(Detached),
 }
 
 /// The monitor's memory.
@@ -290,6 +309,20 @@ pub struct State {
     /// Containers launched and not forgotten.
     #[prost(message, repeated, tag = "3")]
     pub containers: Vec<ContainerState>,
+    /// Exec sessions whose first process has not ended.
+    #[prost(message, repeated, tag = "4")]
+    pub sessions: Vec<SessionRef>,
+}
+
+/// Names an exec session.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SessionRef {
+    /// Container id.
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    /// Exec session.
+    #[prost(string, tag = "2")]
+    pub exec_id: String,
 }
 
 /// A container as the monitor sees it.
@@ -335,6 +368,28 @@ pub struct Launched {
     /// `CLOCK_REALTIME` ns of the successful execve; 0 when held.
     #[prost(int64, tag = "2")]
     pub started_at_ns: i64,
+}
+
+/// Answer to `Sockets`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Sockets {
+    /// Slot of the IPv4 socket.
+    #[prost(uint32, optional, tag = "1")]
+    pub ipv4: Option<Slot>,
+    /// Slot of the IPv6 socket; none where the kernel has no IPv6.
+    #[prost(uint32, optional, tag = "2")]
+    pub ipv6: Option<Slot>,
+}
+
+/// The end of an attachment.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Detached {
+    /// Which.
+    #[prost(uint64, tag = "1")]
+    pub attach_id: u64,
+    /// Bytes of output that are missing from its copies, because they were not read in time.
+    #[prost(uint64, tag = "2")]
+    pub lost_bytes: u64,
 }
 
 /// Success without data.

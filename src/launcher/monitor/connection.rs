@@ -25,7 +25,7 @@ pub(super) struct Connection {
     pub greeted: bool,
     /// Request whose descriptors are being collected, and these.
     collecting: (u64, Vec<OwnedFd>),
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<(Vec<u8>, Vec<OwnedFd>)>,
     pub interest: Interest,
 }
 
@@ -124,19 +124,20 @@ impl Connection {
         Slots::new(std::mem::take(&mut self.collecting.1))
     }
 
-    /// Sends or queues a message; `false` when the connection has to be given up.
-    pub fn send(&mut self, message: &FromMonitor) -> bool {
+    /// Sends or queues a message with descriptors; `false` when the connection has to be given up.
+    pub fn send(&mut self, message: &FromMonitor, descriptors: Vec<OwnedFd>) -> bool {
         if self.outbox.len() >= OUTBOX {
             return false;
         }
-        self.outbox.push_back(message.encode_to_vec());
+        self.outbox.push_back((message.encode_to_vec(), descriptors));
         self.flush()
     }
 
     /// Sends what is queued; `false` when the connection has to be given up.
     pub fn flush(&mut self) -> bool {
-        while let Some(bytes) = self.outbox.front() {
-            match packet::send(self.socket.as_fd(), bytes, &[]) {
+        while let Some((bytes, descriptors)) = self.outbox.front() {
+            let descriptors: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            match packet::send(self.socket.as_fd(), bytes, &descriptors) {
                 Ok(()) => drop(self.outbox.pop_front()),
                 Err(Errno::AGAIN) => return true,
                 Err(_) => return false,

@@ -146,7 +146,7 @@ impl Monitor {
         if process.terminal {
             let take = |slot: Option<Slot>| slot.map(|slot| slots.take(slot)).transpose();
             let outputs = [(Origin::Stdout, take(stdio.stdout_slot)?), (Origin::Stderr, None)];
-            self.attach(id, take(stdio.stdin_slot)?, outputs, true)?;
+            self.attach(id, take(stdio.stdin_slot)?, outputs, true, None)?;
         }
         Ok(())
     }
@@ -345,6 +345,7 @@ impl Monitor {
 }
 
 fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task {
+    let owner = caller.connection;
     let birth = Birth {
         control,
         caller: Some(caller),
@@ -357,6 +358,7 @@ fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task 
         container_id: String::new(),
         exec_id: String::new(),
         user: None,
+        owner,
         pid: cloned.pid,
         pidfd: cloned.pidfd,
         phase: Phase::Born(birth),
@@ -367,6 +369,7 @@ fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task 
         interactive: false,
         stdin_once: false,
         terminal: false,
+        hung_up: false,
         max_line_bytes: 0,
         log: None,
         oom: None,

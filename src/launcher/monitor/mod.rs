@@ -39,9 +39,9 @@ use crate::log;
 use crate::procfs::Procfs;
 use crate::protocol::{Exited, FromMonitor, Reply};
 use connection::{Connection, Incoming};
-use pod::{Pod, SIGKILL};
+use pod::{Pod, SIGHUP, SIGKILL};
 use poller::{Interest, Poller, Ready, Source};
-use streams::{Copy, Feed};
+use streams::{Attachment, Copy, Feed};
 use task::{Caller, Phase, Task};
 
 /// Daemons at a time; an old one may still be dying while the new one is here.
@@ -64,6 +64,7 @@ struct Monitor {
     tasks: BTreeMap<u32, Box<Task>>,
     feeds: BTreeMap<u32, Feed>,
     copies: BTreeMap<u32, Copy>,
+    attachments: BTreeMap<u32, Attachment>,
     pod: Option<Pod>,
     /// A setup that failed half-way cannot be repeated.
     spoilt: bool,
@@ -92,6 +93,7 @@ pub fn run() -> Result<(), Failure> {
         tasks: BTreeMap::new(),
         feeds: BTreeMap::new(),
         copies: BTreeMap::new(),
+        attachments: BTreeMap::new(),
         pod: None,
         spoilt: false,
         ending: false,
@@ -223,14 +225,18 @@ impl Monitor {
     }
 
     fn drop_connection(&mut self, name: u32) {
-        if let Some(connection) = self.connections.remove(&name) {
-            self.poller.forget(&connection);
+        let Some(connection) = self.connections.remove(&name) else { return };
+        self.poller.forget(&connection);
+        // Who asked for these sessions is gone, and with it their other ends.
+        for task in self.tasks.values().filter(|task| !task.is_container() && task.owner == name) {
+            // Already gone is as good.
+            let _ = task.signal(SIGHUP);
         }
     }
 
     /// Answers a request, if who asked is still there.
     fn answer(&mut self, caller: Caller, reply: Reply) {
-        self.tell(caller.connection, &FromMonitor { id: caller.id, reply: Some(reply) });
+        self.tell(caller.connection, &FromMonitor { id: caller.id, reply: Some(reply) }, Vec::new());
     }
 
     /// Sends an event to every daemon that has said hello.
@@ -239,13 +245,13 @@ impl Monitor {
         let greeted: Vec<u32> =
             self.connections.iter().filter(|(_, it)| it.greeted).map(|(name, _)| *name).collect();
         for name in greeted {
-            self.tell(name, &message);
+            self.tell(name, &message, Vec::new());
         }
     }
 
-    fn tell(&mut self, name: u32, message: &FromMonitor) {
+    fn tell(&mut self, name: u32, message: &FromMonitor, descriptors: Vec<OwnedFd>) {
         let Some(connection) = self.connections.get_mut(&name) else { return };
-        if connection.send(message) {
+        if connection.send(message, descriptors) {
             self.balance_connection(name);
         } else {
             self.drop_connection(name);

@@ -20,6 +20,8 @@ use crate::slots::Slots;
 
 const BACKLOG: i32 = 8;
 
+/// `SIGHUP`
+pub(super) const SIGHUP: i32 = 1;
 /// `SIGKILL`
 pub(super) const SIGKILL: i32 = 9;
 

@@ -2,6 +2,9 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
+
 use super::pod::{Pod, SIGKILL};
 use super::poller::{Interest, Source};
 use super::task::{Caller, Phase, Task};
@@ -10,7 +13,10 @@ use crate::failure::{At, Failure};
 use crate::init::terminal_size;
 use crate::log::Origin;
 use crate::plan::Slot;
-use crate::protocol::{Attach, Done, Ready, Reply, Request, Resize, Setup, Signal, State, VERSION};
+use crate::protocol::{
+    Attach, Done, FromMonitor, Ready, Reply, Request, Resize, SessionRef, Setup, Signal, Sockets, State,
+    VERSION,
+};
 use crate::slots::Slots;
 
 impl Monitor {
@@ -37,7 +43,8 @@ impl Monitor {
             Request::ReopenLog(which) => self.reopen_log(&which.container_id).map(done),
             Request::Forget(which) => self.forget(&which.container_id).map(done),
             Request::Resize(resize) => self.resize(&resize).map(done),
-            Request::Attach(attach) => self.attach_client(&attach, slots).map(done),
+            Request::Attach(attach) => self.attach_client(caller, &attach, slots).map(done),
+            Request::Sockets(_) => self.send_sockets(caller).map(|()| None),
             Request::Shutdown(_) => self.shut_down().map(done),
             Request::Attachments(_) | Request::Large(_) => {
                 Err(Failure::refused("protocol", "", "not a request of its own"))
@@ -54,6 +61,15 @@ impl Monitor {
                 .values()
                 .filter(|task| task.is_container())
                 .map(|task| task.state())
+                .collect(),
+            sessions: self
+                .tasks
+                .values()
+                .filter(|task| !task.is_container())
+                .map(|task| SessionRef {
+                    container_id: task.container_id.clone(),
+                    exec_id: task.exec_id.clone(),
+                })
                 .collect(),
         }
     }
@@ -141,13 +157,38 @@ impl Monitor {
         }
     }
 
-    fn attach_client(&mut self, attach: &Attach, slots: &Slots) -> Result<(), Failure> {
+    fn attach_client(&mut self, caller: Caller, attach: &Attach, slots: &Slots) -> Result<(), Failure> {
         let (id, _) = self.find_alive(&attach.container_id, "")?;
         let take = |slot: Option<Slot>| -> Result<Option<OwnedFd>, Failure> {
             slot.map(|slot| slots.take(slot)).transpose()
         };
         let outputs = [(Origin::Stdout, take(attach.stdout)?), (Origin::Stderr, take(attach.stderr)?)];
-        self.attach(id, take(attach.stdin)?, outputs, attach.lossless)
+        let told = (attach.attach_id != 0).then_some((caller.connection, attach.attach_id));
+        self.attach(id, take(attach.stdin)?, outputs, attach.lossless, told)
+    }
+
+    fn send_sockets(&mut self, caller: Caller) -> Result<(), Failure> {
+        // Only once it is in the pod's network namespace.
+        if self.pod.is_none() {
+            return Err(Failure::refused("state", "", "the pod has not been set up"));
+        }
+        let socket = |family| {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))
+        };
+        let mut descriptors = vec![socket(AddressFamily::INET).at("socket", "socket", "IPv4")?];
+        let ipv6 = match socket(AddressFamily::INET6) {
+            Ok(socket) => {
+                descriptors.push(socket);
+                Some(1)
+            }
+            Err(Errno::AFNOSUPPORT) => None,
+            Err(errno) => return Err(Failure::syscall("socket", "socket", errno, "IPv6")),
+        };
+        let reply = Reply::Sockets(Sockets { ipv4: Some(0), ipv6 });
+        let message = FromMonitor { id: caller.id, reply: Some(reply) };
+        self.tell(caller.connection, &message, descriptors);
+        Ok(())
     }
 
     fn shut_down(&mut self) -> Result<(), Failure> {

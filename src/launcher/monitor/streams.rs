@@ -12,9 +12,10 @@ use rustix::io::Errno;
 
 use super::Monitor;
 use super::poller::{Interest, Poller, Source};
-use super::task::{Input, Output, Task};
+use super::task::{Input, Output, Phase, Task};
 use crate::failure::{At, Failure};
 use crate::log::{self, Lines, Origin};
+use crate::protocol::{Detached, FromMonitor, Reply};
 
 /// Read in one go; a pipe holds 64 KiB.
 pub(super) const CHUNK: usize = 32 * 1024;
@@ -25,10 +26,19 @@ const TERMINAL_BYTES: usize = 256 * 1024;
 /// What a slow reader may be behind before its copy loses output.
 const BEHIND: usize = 256 * 1024;
 
+/// A client's joined streams, whose end its daemon is told.
+#[derive(Debug)]
+pub(super) struct Attachment {
+    connection: u32,
+    id: u64,
+    lost_bytes: u64,
+}
+
 /// Where an attached client's input comes from.
 #[derive(Debug)]
 pub(super) struct Feed {
     task: u32,
+    attachment: Option<u32>,
     fd: OwnedFd,
     watched: bool,
 }
@@ -37,10 +47,12 @@ pub(super) struct Feed {
 #[derive(Debug)]
 pub(super) struct Copy {
     task: u32,
+    attachment: Option<u32>,
     origin: Origin,
     fd: OwnedFd,
     queue: Vec<u8>,
     lossless: bool,
+    lost_bytes: u64,
     /// Close when the queue is empty.
     closing: bool,
     /// None for files, which are always ready.
@@ -53,6 +65,8 @@ impl Copy {
         if !self.queue.is_empty() {
             if self.lossless || self.queue.len() + bytes.len() <= BEHIND {
                 self.queue.extend_from_slice(bytes);
+            } else {
+                self.lost_bytes = self.lost_bytes.saturating_add(bytes.len() as u64);
             }
             return true;
         }
@@ -122,21 +136,52 @@ impl Monitor {
 
     /// Init's terminal has come: it is stdout, and stdin when that was asked for.
     pub(super) fn add_terminal(&mut self, id: u32, master: OwnedFd) -> Result<(), Failure> {
-        let interactive = self.tasks.get(&id).is_some_and(|task| task.interactive);
-        if interactive {
+        let Some(task) = self.tasks.get(&id).filter(|task| !task.hung_up) else { return Ok(()) };
+        if task.interactive {
             let input = rustix::io::fcntl_dupfd_cloexec(&master, 3).at("terminal", "fcntl", "")?;
             self.add_input(id, input)?;
         }
         self.add_output(id, Origin::Stdout, master)
     }
 
-    /// Joins a client's descriptors to a task.
+    /// Joins a client's descriptors to a task; `told` is the connection that hears of the end, and its name for it.
     pub(super) fn attach(
         &mut self,
         id: u32,
         stdin: Option<OwnedFd>,
         outputs: [(Origin, Option<OwnedFd>); 2],
         lossless: bool,
+        told: Option<(u32, u64)>,
+    ) -> Result<(), Failure> {
+        let attachment = told.map(|(connection, id)| {
+            let name = self.name();
+            self.attachments.insert(name, Attachment { connection, id, lost_bytes: 0 });
+            name
+        });
+        let joined = self.join(id, stdin, outputs, lossless, attachment);
+        if joined.is_err() {
+            // The refusal is the answer; nothing is left whose end could be told.
+            if let Some(name) = attachment {
+                self.attachments.remove(&name);
+                let copies = self.copies.iter().filter(|(_, copy)| copy.attachment == attachment);
+                for name in copies.map(|(name, _)| *name).collect::<Vec<_>>() {
+                    self.drop_copy(name);
+                }
+            }
+        } else if let Some(name) = attachment {
+            self.end_attachment(name);
+        }
+        self.balance(id);
+        joined
+    }
+
+    fn join(
+        &mut self,
+        id: u32,
+        stdin: Option<OwnedFd>,
+        outputs: [(Origin, Option<OwnedFd>); 2],
+        lossless: bool,
+        attachment: Option<u32>,
     ) -> Result<(), Failure> {
         for (origin, fd) in outputs {
             let Some(fd) = fd else { continue };
@@ -147,8 +192,23 @@ impl Monitor {
                 Err(Errno::PERM) => None,
                 Err(errno) => return Err(Failure::syscall("attach", "epoll_ctl", errno, "stdout")),
             };
-            let copy = Copy { task: id, origin, fd, queue: Vec::new(), lossless, closing: false, interest };
-            self.copies.insert(name, copy);
+            let copy = Copy {
+                task: id,
+                attachment,
+                origin,
+                fd,
+                queue: Vec::new(),
+                lossless,
+                lost_bytes: 0,
+                closing: false,
+                interest,
+            };
+            // A stream that is over already, or a terminal's stderr, which never is: the client is told by its end.
+            if self.has_output(id, origin) {
+                self.copies.insert(name, copy);
+            } else {
+                self.poller.forget(&copy.fd);
+            }
         }
         let takes_input = self.tasks.get(&id).is_some_and(|task| task.input.is_some() || task.interactive);
         // A container without stdin: closing our end tells the client.
@@ -160,10 +220,30 @@ impl Monitor {
                 "epoll_ctl",
                 "stdin",
             )?;
-            self.feeds.insert(name, Feed { task: id, fd, watched: true });
+            self.feeds.insert(name, Feed { task: id, attachment, fd, watched: true });
         }
-        self.balance(id);
         Ok(())
+    }
+
+    /// Whether a task has, or will have, such a stream.
+    fn has_output(&mut self, id: u32, origin: Origin) -> bool {
+        let Some(task) = self.tasks.get_mut(&id) else { return false };
+        let awaits_terminal =
+            task.terminal && origin == Origin::Stdout && matches!(task.phase, Phase::Born(_));
+        awaits_terminal || task.output(origin).is_some()
+    }
+
+    /// Tells the end of an attachment, if that is what has come.
+    fn end_attachment(&mut self, name: u32) {
+        let joined = self.copies.values().any(|copy| copy.attachment == Some(name))
+            || self.feeds.values().any(|feed| feed.attachment == Some(name));
+        if joined {
+            return;
+        }
+        if let Some(Attachment { connection, id, lost_bytes }) = self.attachments.remove(&name) {
+            let detached = Reply::Detached(Detached { attach_id: id, lost_bytes });
+            self.tell(connection, &FromMonitor { id: 0, reply: Some(detached) }, Vec::new());
+        }
     }
 
     /// Output is there, or its end.
@@ -195,7 +275,7 @@ impl Monitor {
             }
         }
         for name in gone {
-            self.drop_copy(name);
+            self.lose_copy(name);
         }
         Some(length)
     }
@@ -275,16 +355,35 @@ impl Monitor {
         let Some(copy) = self.copies.get_mut(&name) else { return };
         let id = copy.task;
         let alive = copy.flush() && !gone;
-        if !alive || copy.closing && !copy.is_behind() {
+        if !alive {
+            self.lose_copy(name);
+        } else if copy.closing && !copy.is_behind() {
             self.drop_copy(name);
         }
         self.balance(id);
     }
 
-    fn drop_copy(&mut self, name: u32) {
-        if let Some(copy) = self.copies.remove(&name) {
-            self.poller.forget(&copy.fd);
+    /// Nobody reads a copy any more. An exec session's terminal has no other reader: it is hung up, as a line that drops.
+    fn lose_copy(&mut self, name: u32) {
+        let Some(id) = self.copies.get(&name).map(|copy| copy.task) else { return };
+        self.drop_copy(name);
+        if let Some(task) = self.tasks.get_mut(&id).filter(|task| task.terminal && !task.is_container()) {
+            task.hung_up = true;
+            self.close_input(id);
+            self.end_output(id, Origin::Stdout);
         }
+    }
+
+    fn drop_copy(&mut self, name: u32) {
+        let Some(copy) = self.copies.remove(&name) else { return };
+        self.poller.forget(&copy.fd);
+        let Some(name) = copy.attachment else { return };
+        if let Some(attachment) = self.attachments.get_mut(&name) {
+            attachment.lost_bytes = attachment.lost_bytes.saturating_add(copy.lost_bytes);
+        }
+        // Before its end is told, or the client could take what it has for all there is.
+        drop(copy);
+        self.end_attachment(name);
     }
 
     /// A client has input for a task, or has no more.
@@ -309,13 +408,22 @@ impl Monitor {
     }
 
     fn end_feed(&mut self, name: u32) {
-        let Some(feed) = self.feeds.remove(&name) else { return };
-        self.poller.forget(&feed.fd);
-        let Some(task) = self.tasks.get_mut(&feed.task) else { return };
+        let Some(task) = self.drop_feed(name).and_then(|task| self.tasks.get_mut(&task)) else { return };
         // A terminal has no half to close: who wants to end its input types ^D.
         if let Some(input) = task.input.as_mut().filter(|_| task.stdin_once && !task.terminal) {
             input.closing = true;
         }
+    }
+
+    /// Whose it was.
+    fn drop_feed(&mut self, name: u32) -> Option<u32> {
+        let feed = self.feeds.remove(&name)?;
+        self.poller.forget(&feed.fd);
+        let Feed { task, attachment, .. } = feed;
+        if let Some(name) = attachment {
+            self.end_attachment(name);
+        }
+        Some(task)
     }
 
     /// Room in a task's stdin, or nobody reads it any more.
@@ -342,9 +450,7 @@ impl Monitor {
         let feeds: Vec<u32> =
             self.feeds.iter().filter(|(_, feed)| feed.task == id).map(|(name, _)| *name).collect();
         for name in feeds {
-            if let Some(feed) = self.feeds.remove(&name) {
-                self.poller.forget(&feed.fd);
-            }
+            self.drop_feed(name);
         }
     }
 

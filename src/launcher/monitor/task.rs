@@ -107,6 +107,8 @@ pub(super) struct Task {
     pub exec_id: String,
     /// The pod's user namespace, if it has one.
     pub user: Option<UserNamespace>,
+    /// Connection that asked for it.
+    pub owner: u32,
     pub pid: Pid,
     pub pidfd: OwnedFd,
     pub phase: Phase,
@@ -118,6 +120,8 @@ pub(super) struct Task {
     pub interactive: bool,
     pub stdin_once: bool,
     pub terminal: bool,
+    /// Nobody is at the other end of an exec session's terminal any more.
+    pub hung_up: bool,
     pub max_line_bytes: u32,
     pub log: Option<Log>,
     pub oom: Option<OomCounter>,

@@ -5,14 +5,20 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::harness::*;
-use pinnace_launcher::protocol::{Attach, ContainerRef, Request, Resize};
+use pinnace_launcher::protocol::{Attach, ContainerRef, Detached, Reply, Request, Resize};
 
 fn attach(pod: &mut Pod, id: &str, lossless: bool) -> (File, File, File) {
     let (in_read, in_write) = rustix::pipe::pipe().unwrap();
     let (out_read, out_write) = rustix::pipe::pipe().unwrap();
     let (err_read, err_write) = rustix::pipe::pipe().unwrap();
-    let request =
-        Attach { container_id: id.to_owned(), stdin: Some(0), stdout: Some(1), stderr: Some(2), lossless };
+    let request = Attach {
+        container_id: id.to_owned(),
+        stdin: Some(0),
+        stdout: Some(1),
+        stderr: Some(2),
+        lossless,
+        attach_id: 0,
+    };
     let fds: [OwnedFd; 3] = [in_read, out_write, err_write];
     pod.call(Request::Attach(request), &fds.each_ref().map(AsFd::as_fd)).unwrap();
     (in_write.into(), out_read.into(), err_read.into())
@@ -155,4 +161,46 @@ fn a_terminal_is_one_stream_with_a_size() {
 
     let resize = Resize { container_id: "c1".to_owned(), ..Resize::default() };
     assert_eq!(pod.call(Request::Resize(resize), &[]).unwrap_err().stage, "state");
+}
+
+/// The next event that tells the end of an attachment.
+fn detached(pod: &mut Pod) -> Detached {
+    loop {
+        match pod.connection.as_ref().unwrap().recv_within(LIMIT).unwrap().reply {
+            Some(Reply::Detached(detached)) => return detached,
+            Some(Reply::Exited(exited)) => pod.events.push_back(exited),
+            other => panic!("not an event: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_end_of_an_attachment_is_told_with_what_it_missed() {
+    let mut pod = Pod::new();
+    let (_, slow) = {
+        let (attach_id, script) = (7, "yes 0123456789 | head -c 4000000");
+        held(&mut pod, "c1", script, |_| {});
+        let (out_read, out_write) = rustix::pipe::pipe().unwrap();
+        let request =
+            Attach { container_id: "c1".to_owned(), stdout: Some(0), attach_id, ..Attach::default() };
+        pod.call(Request::Attach(request), &[out_write.as_fd()]).unwrap();
+        drop(out_write);
+        start(&mut pod, "c1");
+        (pod.exit("c1"), File::from(out_read))
+    };
+    let received = rest(slow).len() as u64;
+    let told = detached(&mut pod);
+    assert_eq!((told.attach_id, told.lost_bytes), (7, 4_000_000 - received));
+    assert!(told.lost_bytes > 3_000_000);
+    pod.forget("c1").unwrap();
+
+    held(&mut pod, "c2", "echo hello", |_| {});
+    let (out_read, out_write) = rustix::pipe::pipe().unwrap();
+    let request =
+        Attach { container_id: "c2".to_owned(), stdout: Some(0), attach_id: 8, ..Attach::default() };
+    pod.call(Request::Attach(request), &[out_write.as_fd()]).unwrap();
+    drop(out_write);
+    start(&mut pod, "c2");
+    assert_eq!(rest(File::from(out_read)), "hello\n");
+    assert_eq!(detached(&mut pod), Detached { attach_id: 8, lost_bytes: 0 });
 }

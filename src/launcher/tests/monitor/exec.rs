@@ -1,7 +1,7 @@
 //! Exec sessions.
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use crate::harness::*;
 use pinnace_launcher::plan::{Capabilities, Stdio};
@@ -130,4 +130,93 @@ fn a_session_with_a_terminal_is_copied() {
     assert_eq!(pod.exit_of("c1", "e1").code, 0);
     let output = std::io::read_to_string(out_read).unwrap();
     assert_eq!(output, "hello\r\ngot:hello\r\ntty\r\n");
+}
+
+/// A session in the harness's first container, with a terminal; the ends of its streams that a daemon has.
+fn on_a_terminal(pod: &mut Pod, exec_id: &str, script: &str) -> (OwnedFd, fs::File) {
+    let (in_read, in_write) = rustix::pipe::pipe().unwrap();
+    let (out_read, out_write) = rustix::pipe::pipe().unwrap();
+    let mut process = process(&["sh", "-c", script]);
+    process.terminal = true;
+    let exec = Exec {
+        exec_id: exec_id.to_owned(),
+        container_id: "c1".to_owned(),
+        process: Some(process),
+        cgroup: None,
+        stdio: Some(Stdio { stdin_slot: Some(0), stdout_slot: Some(1), ..Stdio::default() }),
+    };
+    let reply = pod.call(Request::Exec(exec), &[in_read.as_fd(), out_write.as_fd()]).unwrap();
+    assert!(matches!(reply, Reply::Launched(_)));
+    (in_write, fs::File::from(out_read))
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_is_hung_up() {
+    let mut pod = Pod::new();
+    sleeper(&mut pod, "c1");
+    // Idle, and in the middle of output.
+    for (exec_id, script) in [("e1", "sleep 600"), ("e2", "yes")] {
+        let streams = on_a_terminal(&mut pod, exec_id, script);
+        drop(streams);
+        assert_eq!(pod.exit_of("c1", exec_id).signal, 1, "{script}");
+    }
+    // The end of its input alone is not the end of a session.
+    let (input, mut output) = on_a_terminal(&mut pod, "e3", "sleep 0.2; echo still here");
+    drop(input);
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut output, &mut said).unwrap();
+    assert_eq!(said, "still here\r\n");
+    assert_eq!(pod.exit_of("c1", "e3").code, 0);
+}
+
+#[test]
+fn sessions_end_with_the_connection_that_asked_for_them() {
+    let mut pod = Pod::new();
+    sleeper(&mut pod, "c1");
+    let second = pinnace_launcher::client::connect(open_directory(pod.run.path()).as_fd()).unwrap();
+    let exec = Exec {
+        exec_id: "e1".to_owned(),
+        container_id: "c1".to_owned(),
+        process: Some(process(&["sleep", "600"])),
+        ..Exec::default()
+    };
+    second.call(1, Request::Exec(exec), &[], LIMIT, drop).unwrap();
+    let sessions = pod.hello().sessions;
+    assert_eq!(sessions.len(), 1);
+    assert_eq!((sessions[0].container_id.as_str(), sessions[0].exec_id.as_str()), ("c1", "e1"));
+    drop(second);
+    assert_eq!(pod.exit_of("c1", "e1").signal, 1);
+    let state = pod.hello();
+    assert!(state.sessions.is_empty());
+    assert!(state.containers[0].exit.is_none(), "the container goes on");
+}
+
+#[test]
+fn sockets_are_in_the_pods_network() {
+    let mut pod = Pod::new();
+    let connection = pod.connection.as_ref().unwrap();
+    let request = Request::Sockets(pinnace_launcher::protocol::WantedSockets {});
+    connection.send(&pinnace_launcher::protocol::ToMonitor { id: 99, request: Some(request) }, &[]).unwrap();
+    let (reply, sockets) = loop {
+        match connection.recv().unwrap() {
+            pinnace_launcher::client::Event::Message(message, fds) => break (message.reply, fds),
+            _ => std::thread::sleep(std::time::Duration::from_millis(1)),
+        }
+    };
+    let Some(Reply::Sockets(slots)) = reply else { panic!("{reply:?}") };
+    assert_eq!((slots.ipv4, slots.ipv6), (Some(0), Some(1)));
+    assert_eq!(sockets.len(), 2);
+    // This pod is on the host's network: a listener of this process is reached.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let std::net::SocketAddr::V4(address) = listener.local_addr().unwrap() else { panic!() };
+    let _ = rustix::net::connect(&sockets[0], &std::net::SocketAddr::V4(address));
+    listener.accept().unwrap();
+    drop(sockets);
+    // The monitor has kept no copy.
+    eventually("the sockets are closed", || {
+        let dir = format!("/proc/{}/fd", pod.child.id());
+        let links = fs::read_dir(dir).unwrap().flatten().map(|entry| fs::read_link(entry.path()));
+        links.flatten().filter(|link| link.to_string_lossy().starts_with("socket:")).count() == 2
+    });
+    pod.hello();
 }

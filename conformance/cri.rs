@@ -131,6 +131,23 @@ impl Cri {
         Ok(self.runtime().exec_sync(request).await?.into_inner())
     }
 
+    /// Exec; the URL.
+    pub async fn exec_url(&self, request: ExecRequest) -> Answer<String> {
+        Ok(self.runtime().exec(request).await?.into_inner().url)
+    }
+
+    /// Attach; the URL.
+    pub async fn attach_url(&self, request: AttachRequest) -> Answer<String> {
+        Ok(self.runtime().attach(request).await?.into_inner().url)
+    }
+
+    /// PortForward; the URL.
+    pub async fn port_forward_url(&self, pod: &str, ports: &[u16]) -> Answer<String> {
+        let port = ports.iter().map(|port| i32::from(*port)).collect();
+        let request = PortForwardRequest { pod_sandbox_id: pod.into(), port };
+        Ok(self.runtime().port_forward(request).await?.into_inner().url)
+    }
+
     /// Runs a shell script in a container and returns what it printed; it must succeed.
     pub async fn sh(&self, id: &str, script: &str) -> String {
         let done = self.exec(id, &["sh", "-euc", script], 60).await.expect("ExecSync");

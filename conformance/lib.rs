@@ -25,6 +25,7 @@ pub mod log;
 pub mod node;
 pub mod process;
 pub mod registry;
+pub mod streams;
 pub mod world;
 
 use std::path::PathBuf;

@@ -4,11 +4,13 @@
 #![allow(clippy::large_futures, reason = "a test awaits one future on a stack of its own")]
 #![allow(clippy::unwrap_used, reason = "all of this is tests")]
 
+mod attach;
 mod concurrency;
 mod crash;
 mod devices;
 mod errors;
 mod events;
+mod exec;
 mod exec_sync;
 mod image_status;
 mod lifecycle;
@@ -17,6 +19,7 @@ mod mounts;
 mod network;
 mod network_churn;
 mod network_ports;
+mod port_forward;
 mod pull;
 mod registries;
 mod resources;

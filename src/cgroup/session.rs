@@ -13,12 +13,15 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{AtFlags, OFlags, mkdirat, unlinkat};
 use rustix::io::Errno;
 
-use crate::cgroup::{Cgroup, JoinFds};
+use crate::cgroup::{Cgroup, JoinFds, children};
 use crate::detect::{Kind, Mount};
 use crate::error::{CgroupError, Result};
 use crate::file;
 
 const DIRECTORY_MODE: u32 = 0o755;
+
+/// What the names of sessions' groups begin with.
+const PREFIX: &str = "exec-";
 
 /// A child of a container's cgroup. Dropping it does nothing.
 #[derive(Clone, Debug)]
@@ -30,12 +33,33 @@ pub struct Session {
 impl Cgroup {
     /// Makes a session's group below this cgroup.
     pub fn session(&self, name: &str) -> Result<Session> {
-        let path = self.path().join(&format!("exec-{name}"))?;
-        let session = Session { container: self.clone(), cgroup: self.at(path) };
+        let session = self.session_named(name)?;
         let mount = session.mount()?;
         mkdirat(mount.dir(), session.cgroup.relative(), DIRECTORY_MODE.into())
             .map_err(|errno| mount.failed("mkdir", session.cgroup.relative(), errno))?;
         Ok(session)
+    }
+
+    /// The sessions whose groups are there, by name.
+    pub fn sessions(&self) -> Result<Vec<(String, Session)>> {
+        let Some(mount) = self.session_mount() else { return Err(CgroupError::NoHierarchy) };
+        let names = match children(mount.dir(), self.relative()) {
+            Ok(names) => names,
+            Err(Errno::NOENT | Errno::NODEV) => return Ok(Vec::new()),
+            Err(errno) => return Err(mount.failed("list", self.relative(), errno)),
+        };
+        let sessions = names.iter().filter_map(|name| name.strip_prefix(PREFIX));
+        sessions.map(|name| Ok((name.to_owned(), self.session_named(name)?))).collect()
+    }
+
+    fn session_named(&self, name: &str) -> Result<Session> {
+        let path = self.path().join(&format!("{PREFIX}{name}"))?;
+        Ok(Session { container: self.clone(), cgroup: self.at(path) })
+    }
+
+    fn session_mount(&self) -> Option<&Mount> {
+        let hierarchy = self.hierarchy();
+        hierarchy.v2().or_else(|| hierarchy.v1("freezer"))
     }
 }
 
@@ -65,17 +89,17 @@ impl Session {
     }
 
     /// Removes the group, unless processes that outlived their session are still in it: they stay the container's, and
-    /// the group goes with the container's.
-    pub fn remove_if_empty(&self) -> Result<()> {
+    /// the group goes with the container's. Whether it is gone.
+    pub fn remove_if_empty(&self) -> Result<bool> {
         let mount = self.mount()?;
         match unlinkat(mount.dir(), self.cgroup.relative(), AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT | Errno::BUSY) => Ok(()),
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => Ok(true),
+            Err(Errno::BUSY) => Ok(false),
             Err(errno) => Err(mount.failed("rmdir", self.cgroup.relative(), errno)),
         }
     }
 
     fn mount(&self) -> Result<&Mount> {
-        let hierarchy = self.cgroup.hierarchy();
-        hierarchy.v2().or_else(|| hierarchy.v1("freezer")).ok_or(CgroupError::NoHierarchy)
+        self.cgroup.session_mount().ok_or(CgroupError::NoHierarchy)
     }
 }

@@ -17,7 +17,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use keys::{Container, Daemon, Image, Network, reference};
+pub use keys::{Container, Daemon, Image, Network, Streaming, reference};
 pub use values::{LayerForm, LogFormat, PinnedImage, Rlimit, SeccompDefault, Subnet};
 
 use document::Document;
@@ -39,6 +39,8 @@ pub struct Config {
     pub network: Network,
     /// `[container]`
     pub container: Container,
+    /// `[streaming]`
+    pub streaming: Streaming,
 }
 
 /// What the command line says instead of the file.
@@ -124,6 +126,7 @@ impl Config {
             image: Image::read(document),
             network: Network::read(document),
             container: Container::read(document),
+            streaming: Streaming::read(document),
         }
     }
 
@@ -179,6 +182,17 @@ impl Config {
         }
         if self.network.ipv4_subnet.is_none() && self.network.ipv6_subnet.is_none() {
             document.problem("network", "ipv4_subnet", "and ipv6_subnet cannot both be empty".into());
+        }
+        let Streaming { tls_certificate, tls_key, tls_client_ca, .. } = &self.streaming;
+        if tls_certificate.is_some() != tls_key.is_some() {
+            document.problem(
+                "streaming",
+                "tls_certificate",
+                "and tls_key are given together or not at all".into(),
+            );
+        }
+        if tls_client_ca.is_some() && tls_certificate.is_none() {
+            document.problem("streaming", "tls_client_ca", "needs tls_certificate and tls_key".into());
         }
     }
 }

@@ -138,6 +138,30 @@ pub enum Error {
     /// The caller went away, and what it had begun for itself was ended.
     #[error("the caller went away")]
     CallerGone,
+    /// No address of the pod's loopback interface took the connection.
+    #[error("port {port} of sandbox {sandbox}: {}", refused(refusals))]
+    NotConnected {
+        /// Its sandbox.
+        sandbox: SandboxId,
+        /// The port.
+        port: u16,
+        /// What each address said.
+        refusals: Vec<(std::net::IpAddr, std::io::Error)>,
+    },
+    /// An attached client was too slow for the output.
+    #[error(
+        "{bytes} bytes of output of container {container} are missing here, for they were not taken in time; \
+         its log has them"
+    )]
+    OutputMissed {
+        /// Its container.
+        container: crate::id::ContainerId,
+        /// How many.
+        bytes: u64,
+    },
+    /// No URL for streams.
+    #[error(transparent)]
+    Streaming(#[from] pinnace_streaming::TokenError),
     /// The daemon is going down.
     #[error("the daemon is shutting down")]
     ShuttingDown,
@@ -203,6 +227,11 @@ pub enum Error {
 /// Reasons that the kubelet reads from the beginning of a message.
 pub const IMAGE_VOLUME: &str = "ImageVolumeMountFailed";
 
+fn refused(refusals: &[(std::net::IpAddr, std::io::Error)]) -> String {
+    let texts = refusals.iter().map(|(address, error)| format!("connect to {address}: {error}"));
+    texts.collect::<Vec<_>>().join("; ")
+}
+
 /// `stage: syscall path: errno: message`, whatever is there.
 fn describe(failure: &Failure) -> String {
     let mut parts = vec![failure.stage.clone()];
@@ -234,7 +263,9 @@ impl Error {
             Self::State { .. } => Code::FailedPrecondition,
             Self::In { source, .. } | Self::ImageVolume { source, .. } => source.code(),
             Self::Launch(failure) => launch_code(failure),
-            Self::MonitorGone(_) | Self::ShuttingDown => Code::Unavailable,
+            Self::MonitorGone(_) | Self::ShuttingDown | Self::NotConnected { .. } => Code::Unavailable,
+            Self::OutputMissed { .. } => Code::DataLoss,
+            Self::Streaming(pinnace_streaming::TokenError::TooMany { .. }) => Code::ResourceExhausted,
             Self::Deadline { .. } => Code::DeadlineExceeded,
             Self::CallerGone => Code::Cancelled,
             Self::Joined { code, .. } => *code,
@@ -250,7 +281,9 @@ impl Error {
             Self::Seccomp(_) => Code::InvalidArgument,
             Self::Namespaces(_) => Code::FailedPrecondition,
             Self::Spec(error) => spec_code(error),
-            Self::Unexpected { .. } | Self::Lost(_) | Self::Launcher(_) => Code::Internal,
+            Self::Unexpected { .. } | Self::Lost(_) | Self::Launcher(_) | Self::Streaming(_) => {
+                Code::Internal
+            }
         }
     }
 

@@ -33,6 +33,7 @@ pub mod serve;
 pub mod socket;
 pub mod state_lock;
 pub mod stats;
+pub mod streaming;
 pub mod table;
 
 pub use serve::serve;

@@ -18,7 +18,7 @@ use pinnace_launcher::protocol::{ContainerState, State};
 
 use crate::container::Container;
 use crate::container::record::{ContainerRecord, Status};
-use crate::container::{exit, volumes};
+use crate::container::{exec, exit, volumes};
 use crate::error::Error;
 use crate::id::{ContainerId, SandboxId};
 use crate::monitor::Monitor;
@@ -137,6 +137,11 @@ async fn reconcile(node: &Arc<Node>, sandbox: &Arc<Sandbox>, state: Option<State
             for container in &containers {
                 let known = state.containers.iter().find(|known| known.container_id == container.id.as_str());
                 agree(node, container, known).await;
+                let sessions = state.sessions.iter().filter(|it| it.container_id == container.id.as_str());
+                let alive = sessions.map(|session| session.exec_id.clone()).collect();
+                if let Err(error) = exec::recover(node, container, alive).await {
+                    tracing::warn!(container_id = %container.id, error = error.chain(), "sessions not recovered");
+                }
             }
             sandbox.follow_monitor(node);
         }

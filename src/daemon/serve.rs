@@ -18,8 +18,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::config::{self, Config};
+use crate::container::exec;
 use crate::cri::Services;
 use crate::node::{Node, Parts};
+use crate::streaming::Streaming;
 use crate::{admin, logging, owner_map, recover, socket, state_lock};
 
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
@@ -54,7 +56,8 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let node = Node::new(parts);
     recover::recover(&node).await.context("recover")?;
 
-    let services = Services::new(Arc::clone(&node));
+    let streaming = Arc::new(Streaming::bind(&node).await.context("serve streams")?);
+    let services = Services::new(Arc::clone(&node), Arc::clone(&streaming));
     let server = tonic::transport::Server::builder()
         .add_service(
             RuntimeServiceServer::new(services.clone())
@@ -80,8 +83,11 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("draining; containers run on");
     node.tasks.close();
+    let ending = async {
+        tokio::join!(streaming.shutdown(), node.tasks.wait());
+    };
     let drained = tokio::select! {
-        drained = tokio::time::timeout(grace, node.tasks.wait()) => drained.is_ok(),
+        drained = tokio::time::timeout(grace, ending) => drained.is_ok(),
         second = wait_for_signal() => { second?; false }
     };
     if !drained {
@@ -212,6 +218,7 @@ fn release_idle(node: &Arc<Node>) {
             }
             let released = node.blocking(|node| {
                 node.store.release_idle()?;
+                node.containers.all().iter().for_each(|container| exec::sweep(container));
                 pinnace_sys::process::trim_heap();
                 Ok(())
             });

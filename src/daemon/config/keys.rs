@@ -1,7 +1,7 @@
 //! Every key once: its name, type, default, parser and documentation.
 
 use std::fmt::Write as _;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -170,8 +170,36 @@ sections! {
         pod_stop_grace: Duration = r#""0s""#, |v| duration(v, Duration::ZERO..=MINUTE);
         /// How long a killed process may take to be gone before the stop is reported as failed, to be tried again.
         kill_timeout: Duration = r#""20s""#, |v| duration(v, SECOND..=10 * MINUTE);
-        /// After the process of an ExecSync has ended: how long output of what it left running is still collected.
+        /// After the process of an exec has ended: how long output of what it left running is still collected.
         exec_drain_timeout: Duration = r#""500ms""#, |v| duration(v, Duration::ZERO..=MINUTE);
+    }
+
+    /// Exec, attach and port-forward: where the kubelet comes for the streams of its clients, over SPDY or WebSocket.
+    ["streaming"] Streaming {
+        /// Address and port to listen on; port 0 is a free one. Whoever has an unused URL is served, so keep it on
+        /// loopback, or give it certificates.
+        listen: SocketAddr = r#""127.0.0.1:0""#, socket_address;
+        /// Host in the URLs that are given out. Empty: the address that is listened on.
+        public_host: Option<String> = r#""""#, host_or_empty;
+        /// Certificate chain in PEM. With it the server speaks TLS. The three files are read again when they change.
+        tls_certificate: Option<PathBuf> = r#""""#, path_or_empty;
+        /// The certificate's key in PEM.
+        tls_key: Option<PathBuf> = r#""""#, path_or_empty;
+        /// Authorities in PEM, one of which must have signed the certificate of every client. Empty: clients need none.
+        tls_client_ca: Option<PathBuf> = r#""""#, path_or_empty;
+        /// How long a URL can be used, once, after it was given out.
+        token_life: Duration = r#""1m""#, |v| duration(v, SECOND..=HOUR);
+        /// How many URLs may be unused at a time.
+        max_tokens: u32 = "1000", |v| integer(v, 1..=1_000_000);
+        /// How long a client may take to open the streams that it asked for.
+        stream_creation_timeout: Duration = r#""30s""#, |v| duration(v, SECOND..=10 * MINUTE);
+        /// A session without a byte in either direction ends after this time.
+        idle_timeout: Duration = r#""4h""#, |v| duration(v, SECOND..=168 * HOUR);
+        /// How many clients there may be at a time.
+        max_connections: u32 = "1000", |v| integer(v, 1..=1_000_000);
+        /// The program of an exec whose client was lost gets SIGHUP. If it has not ended after this time, everything
+        /// that the exec has started is killed.
+        hang_up_grace: Duration = r#""10s""#, |v| duration(v, Duration::ZERO..=24 * HOUR);
     }
 }
 

@@ -4,7 +4,7 @@
 //! "`image.stall_timeout` must be a time such as "30s", not an integer".
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
@@ -145,6 +145,25 @@ pub(super) fn path(value: &DeValue<'_>) -> Result<PathBuf, String> {
 /// An absolute path, or nothing.
 pub(super) fn path_or_empty(value: &DeValue<'_>) -> Result<Option<PathBuf>, String> {
     if text(value, "a path")?.is_empty() { Ok(None) } else { path(value).map(Some) }
+}
+
+/// An address with a port.
+pub(super) fn socket_address(value: &DeValue<'_>) -> Result<SocketAddr, String> {
+    let wanted = "an address and port such as \"127.0.0.1:0\" or \"[::1]:10010\"";
+    let written = text(value, wanted)?;
+    written.parse().map_err(|_| format!("must be {wanted}, not {written:?}"))
+}
+
+/// A host name or address, or nothing.
+pub(super) fn host_or_empty(value: &DeValue<'_>) -> Result<Option<String>, String> {
+    let wanted = "a host name or address without a port";
+    let written = text(value, wanted)?;
+    let name = written.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
+    match written {
+        "" => Ok(None),
+        _ if name || written.parse::<IpAddr>().is_ok() => Ok(Some(written.to_owned())),
+        _ => Err(format!("must be {wanted}, not {written:?}")),
+    }
 }
 
 /// Several absolute paths.

@@ -1,107 +1,83 @@
-//! Adding a process to a running container and collecting its output.
+//! Adding a process to a running container: what ExecSync and Exec share.
 //!
-//! The pipes are the daemon's and go straight to the program: when the daemon dies they break and the session ends, while
-//! the container's own output, which is the monitor's, does not notice. Each session has a cgroup of its own below the
-//! container's, so that a time-out ends the whole tree that it started and nothing else.
+//! ```text
+//!            without a terminal                                   with one
+//! daemon ◄── pipes ──► program               daemon ◄── pipes ──► monitor ◄── pty ──► program
+//! ```
+//! The pipes are the daemon's: when it dies they break, the session is hung up, and the container's own output, which is
+//! the monitor's, does not notice. Each session has a cgroup of its own below the container's, so that what ends it ends
+//! the whole tree that it started and nothing else. Children that outlive a command which has ended by itself are the
+//! container's business; their group is removed once it is empty.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::Spec;
-use pinnace_cgroup::{Cgroup, CgroupPath, Session};
+use pinnace_cgroup::{Cgroup, CgroupError, CgroupPath, Session};
 use pinnace_launcher::plan;
-use pinnace_launcher::protocol::{self, ContainerRef, Request};
+use pinnace_launcher::protocol::{self, ContainerRef, Exited, Request, Resize, Signal};
 use pinnace_spec::lower::{CgroupJoin, Slots};
 use rustix::pipe::{PipeFlags, pipe_with};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
-use tokio_util::sync::CancellationToken;
 
 use super::Container;
 use super::record::Status;
 use super::start::launched;
 use crate::error::{Error, Within as _};
+use crate::monitor::Monitor;
 use crate::node::Node;
 use crate::record as disk;
+use crate::table::lock;
 
-/// Most output of one stream that ExecSync returns; the rest is read and dropped.
-const OUTPUT_BYTES: usize = 16 << 20;
+const SIGHUP: i32 = 1;
 
-/// What is read at once.
-const CHUNK_BYTES: usize = 64 << 10;
+/// What to run, and which of its streams the daemon has the other end of; the rest are `/dev/null`.
+#[derive(Debug, Default)]
+pub struct Command {
+    /// `argv`
+    pub args: Vec<String>,
+    /// Write its standard input.
+    pub stdin: bool,
+    /// Read its standard output.
+    pub stdout: bool,
+    /// Read its standard error.
+    pub stderr: bool,
+    /// A terminal, whose output is standard output, always read.
+    pub terminal: Option<Terminal>,
+}
 
-/// What a command said and how it ended.
+/// A terminal to make.
 #[derive(Debug)]
-pub struct Output {
-    /// At most 16 MiB.
-    pub stdout: Vec<u8>,
-    /// At most 16 MiB.
-    pub stderr: Vec<u8>,
-    /// Exit status; 128 + n for signal n.
-    pub code: i32,
+pub struct Terminal {
+    /// Rows and columns, if they are known.
+    pub size: Option<(u16, u16)>,
 }
 
-/// Runs a command in a running container. `None` is no time limit.
-pub async fn exec_sync(
-    node: &Node,
-    id: &str,
-    command: Vec<String>,
-    limit: Option<Duration>,
-) -> Result<Output, Error> {
-    let container = node.container(id)?;
-    // A caller that goes away ends its command; the clearing up goes on without it.
-    let caller = CancellationToken::new();
-    let _gone = caller.clone().drop_guard();
-    node.mutation(|node| async move {
-        let what = format!("exec in container {}", container.id);
-        exec(&node, &container, command, limit, caller).await.within(|| what)
-    })
-    .await
+/// The daemon's ends.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// For writing.
+    pub stdin: Option<OwnedFd>,
+    /// For reading.
+    pub stdout: Option<OwnedFd>,
+    /// For reading.
+    pub stderr: Option<OwnedFd>,
 }
 
-async fn exec(
-    node: &Arc<Node>,
-    container: &Arc<Container>,
-    command: Vec<String>,
-    limit: Option<Duration>,
-    caller: CancellationToken,
-) -> Result<Output, Error> {
-    running(container)?;
-    let monitor =
-        container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
-    let exec_id = monitor.next_exec_id();
-    let planned = Arc::clone(container);
-    let own = exec_id.clone();
-    let Prepared { request, descriptors, session, stdout, stderr } =
-        node.blocking(move |node| prepare(node, &planned, &own, &command)).await?;
-    let session = Arc::new(session);
-    let exited = monitor.expect_exec(&exec_id);
-    let begun = launched(&monitor, Request::Exec(request), &descriptors, container).await;
-    // The program has its own copies; ours would keep the pipes from ending.
-    drop(descriptors);
-    let collected = match begun {
-        Ok(_) => {
-            let stdout = Collector::start(node, stdout)?;
-            let stderr = Collector::start(node, stderr)?;
-            let ended = ended(container, exited, limit, caller).await;
-            collect(node, ended, stdout, stderr, &session).await
-        }
-        Err(error) => {
-            monitor.forget_exec(&exec_id);
-            Err(error)
-        }
-    };
-    // Children that outlive a command in the background are the container's business: their group stays until it goes.
-    let done = node.blocking(move |_| Ok(session.remove_if_empty()?)).await;
-    if let Err(error) = done {
-        tracing::debug!(container_id = %container.id, error = error.chain(), "cgroup of a session stays");
-    }
-    collected
+/// A running session.
+#[derive(Debug)]
+pub struct Exec {
+    id: String,
+    container: Arc<Container>,
+    monitor: Arc<Monitor>,
+    group: Session,
+    terminal: bool,
+    exited: oneshot::Receiver<Exited>,
 }
 
-fn running(container: &Container) -> Result<(), Error> {
+/// Refuses a container that does not run.
+pub fn running(container: &Container) -> Result<(), Error> {
     let state = match container.status() {
         Status::Running { .. } => return Ok(()),
         Status::Created | Status::Starting => "not started",
@@ -110,39 +86,180 @@ fn running(container: &Container) -> Result<(), Error> {
     Err(Error::State {
         subject: format!("container {}", container.id),
         state: state.to_owned(),
-        hint: "commands run only in running containers".to_owned(),
+        hint: "its container must be running".to_owned(),
     })
+}
+
+/// The monitor of a container's pod.
+pub fn monitor_of(container: &Container) -> Result<Arc<Monitor>, Error> {
+    container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))
+}
+
+/// A pipe whose ends are close-on-exec, the reading one first.
+pub fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::io("create", "pipe")(error.into()))
+}
+
+impl Exec {
+    /// Runs a command in a running container; returns when the program is executed.
+    pub async fn start(
+        node: &Arc<Node>,
+        container: &Arc<Container>,
+        command: Command,
+    ) -> Result<(Self, Streams), Error> {
+        running(container)?;
+        let monitor = monitor_of(container)?;
+        let id = monitor.next_exec_id();
+        let terminal = command.terminal.is_some();
+        let (planned, own) = (Arc::clone(container), id.clone());
+        let Prepared { request, descriptors, group, streams } =
+            node.blocking(move |node| prepare(node, &planned, &own, &command)).await?;
+        let exited = monitor.expect_exec(&id);
+        let begun = launched(&monitor, Request::Exec(request), &descriptors, container).await;
+        // The program has its own copies; ours would keep the pipes from ending.
+        drop(descriptors);
+        let exec = Self { id, container: Arc::clone(container), monitor, group, terminal, exited };
+        match begun {
+            Ok(_) => Ok((exec, streams)),
+            Err(error) => {
+                exec.monitor.forget_exec(&exec.id);
+                exec.clear(node).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the end of its first process. Can be called again after it was cancelled, not after it has answered.
+    pub async fn ended(&mut self) -> Result<Exited, Error> {
+        let gone = || Error::MonitorGone(self.container.sandbox.id.clone());
+        (&mut self.exited).await.map_err(|_| gone())
+    }
+
+    /// SIGKILL for everything that it started.
+    pub async fn kill(&self, node: &Node) -> Result<(), Error> {
+        let group = self.group.clone();
+        node.blocking(move |_| Ok(group.kill_all()?)).await
+    }
+
+    /// Nobody is at the other end any more: SIGHUP, and if that does not end it in time, everything that it started is
+    /// killed. A terminal's program has had its signal from the kernel when the daemon's ends were closed.
+    pub async fn hang_up(&mut self, node: &Arc<Node>) -> Result<Exited, Error> {
+        if !self.terminal {
+            let signal = Signal {
+                container_id: self.container.id.to_string(),
+                exec_id: self.id.clone(),
+                signal: SIGHUP,
+            };
+            // Already gone is as good.
+            let _ = self.monitor.request(Request::Signal(signal), &[]).await;
+        }
+        let grace = node.config.streaming.hang_up_grace;
+        if let Ok(ended) = tokio::time::timeout(grace, self.ended()).await {
+            return ended;
+        }
+        tracing::info!(container_id = %self.container.id, exec_id = self.id, "killing a session without a client");
+        self.kill(node).await?;
+        let limit = node.config.container.kill_timeout;
+        tokio::time::timeout(limit, self.ended())
+            .await
+            .unwrap_or_else(|_| Err(Error::Deadline { what: "the killed session".to_owned(), limit }))
+    }
+
+    /// What sets the size of its terminal.
+    pub fn window(&self) -> Window {
+        Window {
+            monitor: Arc::clone(&self.monitor),
+            container_id: self.container.id.to_string(),
+            exec_id: self.id.clone(),
+        }
+    }
+
+    /// Removes its group now, or when what the command has left running is gone.
+    pub async fn clear(self, node: &Node) {
+        let Self { container, group, monitor, id, .. } = self;
+        monitor.forget_exec(&id);
+        let keep = Arc::clone(&container);
+        let done = node.blocking(move |_| {
+            if !group.remove_if_empty()? {
+                lock(&keep.leftover_sessions).push(group);
+            }
+            sweep(&keep);
+            Ok(())
+        });
+        if let Err(error) = done.await {
+            tracing::debug!(container_id = %container.id, error = error.chain(), "cgroup of a session stays");
+        }
+    }
+}
+
+/// The terminal of a container (with an empty `exec_id`) or of a session.
+#[derive(Debug)]
+pub struct Window {
+    /// Who has it.
+    pub monitor: Arc<Monitor>,
+    /// Whose it is.
+    pub container_id: String,
+    /// Whose it is.
+    pub exec_id: String,
+}
+
+impl Window {
+    /// Sets its size; a terminal that is gone has none.
+    pub async fn resize(&self, rows: u16, columns: u16) {
+        let resize = Resize {
+            container_id: self.container_id.clone(),
+            exec_id: self.exec_id.clone(),
+            rows: rows.into(),
+            columns: columns.into(),
+        };
+        if let Err(error) = self.monitor.request(Request::Resize(resize), &[]).await {
+            tracing::debug!(container_id = self.container_id, error = error.chain(), "resize");
+        }
+    }
 }
 
 struct Prepared {
     request: protocol::Exec,
     descriptors: Vec<OwnedFd>,
-    session: Session,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    group: Session,
+    streams: Streams,
 }
 
-fn prepare(node: &Node, container: &Container, exec_id: &str, command: &[String]) -> Result<Prepared, Error> {
+fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command) -> Result<Prepared, Error> {
     let record = container.record();
     let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
-    let exec =
-        pinnace_spec::process::Exec { args: command, binary_env: &record.binary_env, ..Default::default() };
+    let exec = pinnace_spec::process::Exec {
+        args: &command.args,
+        binary_env: &record.binary_env,
+        terminal: command.terminal.is_some(),
+        size: command.terminal.as_ref().and_then(|terminal| terminal.size),
+        ..Default::default()
+    };
     let mut process = node.with_host(|host| pinnace_spec::process::exec(&spec, &exec, host))?;
     process.umask = Some(node.config.container.umask);
 
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::io("create", "pipe")(error.into()));
-    let (stdout, stdout_end) = pipe()?;
-    let (stderr, stderr_end) = pipe()?;
-    let cgroup = Cgroup::open(&node.hierarchy, &CgroupPath::try_from(record.cgroup_path.as_str())?)?;
-    let session = cgroup.session(exec_id)?;
     let mut slots = Slots::new();
-    let join = session.join_fds()?;
+    let mut streams = Streams::default();
+    let mut stdio = plan::Stdio::default();
+    if command.stdin {
+        let (theirs, ours) = pipe()?;
+        stdio.stdin_slot = Some(slots.push(theirs));
+        streams.stdin = Some(ours);
+    }
+    if command.stdout || command.terminal.is_some() {
+        let (ours, theirs) = pipe()?;
+        stdio.stdout_slot = Some(slots.push(theirs));
+        streams.stdout = Some(ours);
+    }
+    if command.stderr && command.terminal.is_none() {
+        let (ours, theirs) = pipe()?;
+        stdio.stderr_slot = Some(slots.push(theirs));
+        streams.stderr = Some(ours);
+    }
+    let cgroup = Cgroup::open(&node.hierarchy, &CgroupPath::try_from(record.cgroup_path.as_str())?)?;
+    let group = cgroup.session(exec_id)?;
+    let join = group.join_fds()?;
     let cgroup = slots.join(CgroupJoin { tasks: join.tasks, directory: join.clone_into, oom_counter: None });
-    let stdio = plan::Stdio {
-        stdout_slot: Some(slots.push(stdout_end)),
-        stderr_slot: Some(slots.push(stderr_end)),
-        ..Default::default()
-    };
     let request = protocol::Exec {
         exec_id: exec_id.to_owned(),
         container_id: container.id.to_string(),
@@ -150,86 +267,64 @@ fn prepare(node: &Node, container: &Container, exec_id: &str, command: &[String]
         cgroup: Some(cgroup),
         stdio: Some(stdio),
     };
-    Ok(Prepared { request, descriptors: slots.into_descriptors(), session, stdout, stderr })
+    Ok(Prepared { request, descriptors: slots.into_descriptors(), group, streams })
 }
 
-/// The command's own end, or why it is to be ended.
-async fn ended(
-    container: &Container,
-    exited: oneshot::Receiver<protocol::Exited>,
-    limit: Option<Duration>,
-    caller: CancellationToken,
-) -> Result<protocol::Exited, Error> {
-    let late = async {
-        match limit {
-            Some(limit) => {
-                tokio::time::sleep(limit).await;
-                limit
-            }
-            None => std::future::pending().await,
+/// Removes the groups of sessions whose leftovers have ended meanwhile.
+pub fn sweep(container: &Container) {
+    let mut sessions = std::mem::take(&mut *lock(&container.leftover_sessions));
+    sessions.retain(|session| !matches!(session.remove_if_empty(), Ok(true)));
+    lock(&container.leftover_sessions).append(&mut sessions);
+}
+
+/// Ends the sessions of a daemon that is gone: the monitor has hung them up when it went. `alive` are those whose first
+/// process had not ended by then; all other groups hold what ended commands have left running.
+pub async fn recover(node: &Arc<Node>, container: &Arc<Container>, alive: Vec<String>) -> Result<(), Error> {
+    let path = container.record().cgroup_path;
+    let groups = node.blocking(move |node| {
+        match Cgroup::open(&node.hierarchy, &CgroupPath::try_from(path.as_str())?) {
+            Err(CgroupError::NotFound { .. }) => Ok(Vec::new()),
+            cgroup => Ok(cgroup?.sessions()?),
         }
-    };
-    tokio::select! {
-        exited = exited => exited.map_err(|_| Error::MonitorGone(container.sandbox.id.clone())),
-        limit = late => Err(Error::Deadline { what: "the command".to_owned(), limit }),
-        () = caller.cancelled() => Err(Error::CallerGone),
-    }
-}
-
-async fn collect(
-    node: &Arc<Node>,
-    ended: Result<protocol::Exited, Error>,
-    stdout: Collector,
-    stderr: Collector,
-    session: &Arc<Session>,
-) -> Result<Output, Error> {
-    if ended.is_err() {
-        let tree = Arc::clone(session);
-        node.blocking(move |_| Ok(tree.kill_all()?)).await?;
-    }
-    // A grandchild may hold a pipe for ever (GHSA-7jxh-36q5-gcqv): what comes within the drain time is all there is.
-    let drain = node.config.container.exec_drain_timeout;
-    let (stdout, stderr) = tokio::join!(stdout.finish(drain), stderr.finish(drain));
-    Ok(Output { code: ended?.code, stdout, stderr })
-}
-
-/// Reads a pipe to its end, keeping at most [`OUTPUT_BYTES`].
-struct Collector {
-    kept: Arc<std::sync::Mutex<Vec<u8>>>,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Collector {
-    fn start(node: &Node, pipe: OwnedFd) -> Result<Self, Error> {
-        let mut pipe = Receiver::from_owned_fd(pipe).map_err(Error::io("register", "pipe of a command"))?;
-        let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
-        let output = Arc::clone(&kept);
-        let task = node.tasks.spawn(async move {
-            let mut chunk = vec![0; CHUNK_BYTES];
-            while let Ok(count @ 1..) = pipe.read(&mut chunk).await {
-                let mut output = crate::table::lock(&output);
-                let room = OUTPUT_BYTES - output.len();
-                output.extend_from_slice(&chunk[..count.min(room)]);
+    });
+    let (alive, left): (Vec<_>, Vec<_>) =
+        groups.await?.into_iter().partition(|(name, _)| alive.contains(name));
+    lock(&container.leftover_sessions).extend(left.into_iter().map(|(_, session)| session));
+    for (name, group) in alive {
+        let (node, container) = (Arc::clone(node), Arc::clone(container));
+        tokio::spawn(async move {
+            if let Err(error) = end_stray(&node, &container, &name, group).await {
+                tracing::warn!(container_id = %container.id, exec_id = name, error = error.chain(), "end a session");
             }
         });
-        Ok(Self { kept, task })
     }
-
-    async fn finish(mut self, drain: Duration) -> Vec<u8> {
-        if tokio::time::timeout(drain, &mut self.task).await.is_err() {
-            self.task.abort();
-        }
-        std::mem::take(&mut *crate::table::lock(&self.kept))
-    }
+    Ok(())
 }
+
+async fn end_stray(node: &Node, container: &Container, id: &str, group: Session) -> Result<(), Error> {
+    let monitor = monitor_of(container)?;
+    let exited = monitor.expect_exec(id);
+    let _ = tokio::time::timeout(node.config.streaming.hang_up_grace, exited).await;
+    monitor.forget_exec(id);
+    let probe = Signal { container_id: container.id.to_string(), exec_id: id.to_owned(), signal: 0 };
+    let alive = monitor.request(Request::Signal(probe), &[]).await.is_ok();
+    let kept = group.clone();
+    node.blocking(move |_| if alive { Ok(group.kill_all()?) } else { Ok(()) }).await?;
+    lock(&container.leftover_sessions).push(kept);
+    tokio::time::sleep(SETTLE).await;
+    sweep(container);
+    Ok(())
+}
+
+/// How long killed processes normally take to be gone.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Makes the monitor write to a new file at the log's path; returns when it does.
 pub async fn reopen_log(node: &Node, id: &str) -> Result<(), Error> {
     let container = node.container(id)?;
     let what = || format!("reopen the log of container {}", container.id);
     running(&container).within(what)?;
-    let monitor =
-        container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
+    let monitor = monitor_of(&container)?;
     let request = Request::ReopenLog(ContainerRef { container_id: container.id.to_string() });
     monitor.request(request, &[]).await.within(what).map(drop)
 }

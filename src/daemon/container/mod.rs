@@ -1,7 +1,9 @@
 //! Containers: a snapshot, a spec, a record, and at most one life of a program.
 
+pub mod attach;
 pub mod create;
 pub mod exec;
+pub mod exec_sync;
 pub mod exit;
 pub mod record;
 pub mod remove;
@@ -44,6 +46,8 @@ pub struct Container {
     pub rootfs: Mutex<Option<OwnedFd>>,
     /// The earliest deadline of a stop, so that a second one cannot extend the first.
     pub stop_deadline: Mutex<Option<tokio::time::Instant>>,
+    /// Groups of ended exec sessions that have left something running.
+    pub leftover_sessions: Mutex<Vec<pinnace_cgroup::Session>>,
     /// What statistics remember.
     pub stats: stats::Memory,
     record: Mutex<ContainerRecord>,
@@ -61,6 +65,7 @@ impl Container {
             delivered: AtomicBool::new(false),
             rootfs: Mutex::new(None),
             stop_deadline: Mutex::new(None),
+            leftover_sessions: Mutex::default(),
             stats: stats::Memory::default(),
             status: watch::Sender::new(record.status.clone()),
             record: Mutex::new(record),

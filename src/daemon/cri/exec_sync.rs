@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pinnace_cri_api::v1;
 
-use crate::container::exec::exec_sync;
+use crate::container::exec_sync::exec_sync;
 use crate::error::Error;
 use crate::node::Node;
 

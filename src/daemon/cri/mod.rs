@@ -3,10 +3,12 @@
 //! CRI types go no further down than this folder. RPCs that are not here yet answer `UNIMPLEMENTED`, by the default methods
 //! of the generated traits; [`UNIMPLEMENTED`] lists them.
 
+mod attach;
 mod container_config;
 mod container_status;
 mod create_container;
 mod events;
+mod exec;
 mod exec_sync;
 mod image;
 mod image_fs_info;
@@ -15,6 +17,7 @@ mod list_pod_sandbox;
 mod metrics;
 mod mounts;
 mod pod_sandbox_status;
+mod port_forward;
 mod pull_image;
 mod runtime_config;
 mod runtime_status;
@@ -23,6 +26,7 @@ mod security;
 mod signal;
 mod stats;
 mod status;
+mod streams;
 mod update_container_resources;
 
 use std::pin::Pin;
@@ -33,17 +37,11 @@ use pinnace_cri_api::v1;
 use tonic::{Request, Response};
 
 use crate::node::Node;
+use crate::streaming::Streaming;
 
 /// RPCs that later work builds.
-pub const UNIMPLEMENTED: &[&str] = &[
-    "Attach",
-    "CheckpointContainer",
-    "CheckpointPod",
-    "Exec",
-    "PortForward",
-    "RestorePod",
-    "UpdatePodSandboxResources",
-];
+pub const UNIMPLEMENTED: &[&str] =
+    &["CheckpointContainer", "CheckpointPod", "RestorePod", "UpdatePodSandboxResources"];
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -55,12 +53,13 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 #[derive(Clone, Debug)]
 pub struct Services {
     node: Arc<Node>,
+    streaming: Arc<Streaming>,
 }
 
 impl Services {
-    /// Serves this node.
-    pub fn new(node: Arc<Node>) -> Self {
-        Self { node }
+    /// Serves this node; streams are served by `streaming`.
+    pub fn new(node: Arc<Node>, streaming: Arc<Streaming>) -> Self {
+        Self { node, streaming }
     }
 }
 
@@ -259,6 +258,21 @@ impl v1::runtime_service_server::RuntimeService for Services {
 
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
         answer("ExecSync", exec_sync::answer(&self.node, request.into_inner()).await)
+    }
+
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        answer("Exec", exec::answer(&self.node, &self.streaming, request.into_inner()))
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        answer("Attach", attach::answer(&self.node, &self.streaming, request.into_inner()))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<v1::PortForwardRequest>,
+    ) -> Answer<v1::PortForwardResponse> {
+        answer("PortForward", port_forward::answer(&self.node, &self.streaming, request.into_inner()))
     }
 
     async fn stream_pod_sandboxes(

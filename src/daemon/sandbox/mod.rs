@@ -1,6 +1,7 @@
 //! Pod sandboxes: a monitor that holds the pod's namespaces, its network, and a record.
 
 mod files;
+pub mod port_forward;
 pub mod record;
 pub mod remove;
 pub mod run;

@@ -136,6 +136,10 @@ async fn a_terminal_can_be_joined_and_sized() {
     let request = AttachRequest { stdin: true, tty: true, stderr: false, ..output(&running.container) };
     let Client { mut to, mut from } = open(&node, request.clone()).await;
     let mut other = open(&node, request).await;
+    // Only what is written from then on is seen, so both must be there.
+    to.resize(80, 24).await;
+    other.to.resize(80, 24).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     to.input(b"go\n").await;
     from.until(STDOUT, "\r\n").await;
     to.resize(111, 40).await;

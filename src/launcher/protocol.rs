@@ -50,8 +50,8 @@ pub enum Request {
     Start(ContainerRef),
     /// Add a process to a running container; answered by [`Reply::Launched`]. An exec session with a terminal is copied
     /// between that and the slots of its stdio by the monitor; without one, the slots become its descriptors. When nobody
-    /// reads the copy any more the terminal is hung up; when the connection that asked for the session ends, its first
-    /// process gets SIGHUP.
+    /// reads the copy any more the terminal is hung up; when the connection that asked for the session ends, its
+    /// process group gets SIGHUP.
     #[prost(message, tag = "6")]
     Exec(Exec),
     /// Send a signal to a container's or exec session's first process.
@@ -189,9 +189,12 @@ pub struct Signal {
     /// Exec session; empty for the container itself.
     #[prost(string, tag = "2")]
     pub exec_id: String,
-    /// Signal number, 1..=64.
+    /// Signal number, 1..=64; 0 asks whether it lives.
     #[prost(int32, tag = "3")]
     pub signal: i32,
+    /// Send SIGHUP to its process group instead.
+    #[prost(bool, tag = "4")]
+    pub hang_up: bool,
 }
 
 /// A terminal's size.

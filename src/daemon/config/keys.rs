@@ -197,8 +197,8 @@ sections! {
         idle_timeout: Duration = r#""4h""#, |v| duration(v, SECOND..=168 * HOUR);
         /// How many clients there may be at a time.
         max_connections: u32 = "1000", |v| integer(v, 1..=1_000_000);
-        /// The program of an exec whose client was lost gets SIGHUP. If it has not ended after this time, everything
-        /// that the exec has started is killed.
+        /// An exec whose client was lost gets SIGHUP. If its program has not ended after this time, everything that the
+        /// exec has started is killed.
         hang_up_grace: Duration = r#""10s""#, |v| duration(v, Duration::ZERO..=24 * HOUR);
     }
 }

@@ -169,6 +169,12 @@ fn what_spans_keys_is_checked_and_flags_win() {
     let long = format!("[daemon]\nsocket = \"/{}\"", "s".repeat(107));
     assert!(problem(&long).starts_with("c.toml:2:10: `daemon.socket` /sss"));
     assert!(problem("[network]\nipv4_subnet = \"\"\nipv6_subnet = \"\"").contains("cannot both be empty"));
+    assert!(problem("[streaming]\ntls_key = \"/k\"").contains("together or not at all"));
+    assert!(problem("[streaming]\ntls_client_ca = \"/c\"").contains("needs tls_certificate"));
+    assert!(
+        problem("[streaming]\nlisten = \"localhost\"").starts_with("c.toml:2:10: `streaming.listen` must be")
+    );
+    assert!(problem("[streaming]\npublic_host = \"node:1\"").contains("without a port"));
 
     let overrides = Overrides {
         root: Some("/a".into()),

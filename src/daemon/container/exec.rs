@@ -30,8 +30,6 @@ use crate::node::Node;
 use crate::record as disk;
 use crate::table::lock;
 
-const SIGHUP: i32 = 1;
-
 /// What to run, and which of its streams the daemon has the other end of; the rest are `/dev/null`.
 #[derive(Debug, Default)]
 pub struct Command {
@@ -148,7 +146,8 @@ impl Exec {
             let signal = Signal {
                 container_id: self.container.id.to_string(),
                 exec_id: self.id.clone(),
-                signal: SIGHUP,
+                hang_up: true,
+                ..Signal::default()
             };
             // Already gone is as good.
             let _ = self.monitor.request(Request::Signal(signal), &[]).await;
@@ -306,7 +305,8 @@ async fn end_stray(node: &Node, container: &Container, id: &str, group: Session)
     let exited = monitor.expect_exec(id);
     let _ = tokio::time::timeout(node.config.streaming.hang_up_grace, exited).await;
     monitor.forget_exec(id);
-    let probe = Signal { container_id: container.id.to_string(), exec_id: id.to_owned(), signal: 0 };
+    let probe =
+        Signal { container_id: container.id.to_string(), exec_id: id.to_owned(), ..Signal::default() };
     let alive = monitor.request(Request::Signal(probe), &[]).await.is_ok();
     let kept = group.clone();
     node.blocking(move |_| if alive { Ok(group.kill_all()?) } else { Ok(()) }).await?;

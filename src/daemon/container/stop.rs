@@ -81,6 +81,6 @@ async fn kill(node: &Arc<Node>, container: &Arc<Container>) {
 async fn send(container: &Container, signal: i32) -> Result<(), Error> {
     let monitor =
         container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
-    let request = Signal { container_id: container.id.to_string(), exec_id: String::new(), signal };
+    let request = Signal { container_id: container.id.to_string(), signal, ..Signal::default() };
     monitor.request(Request::Signal(request), &[]).await.map(drop)
 }

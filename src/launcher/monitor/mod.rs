@@ -39,7 +39,7 @@ use crate::log;
 use crate::procfs::Procfs;
 use crate::protocol::{Exited, FromMonitor, Reply};
 use connection::{Connection, Incoming};
-use pod::{Pod, SIGHUP, SIGKILL};
+use pod::{Pod, SIGKILL};
 use poller::{Interest, Poller, Ready, Source};
 use streams::{Attachment, Copy, Feed};
 use task::{Caller, Phase, Task};
@@ -230,7 +230,7 @@ impl Monitor {
         // Who asked for these sessions is gone, and with it their other ends.
         for task in self.tasks.values().filter(|task| !task.is_container() && task.owner == name) {
             // Already gone is as good.
-            let _ = task.signal(SIGHUP);
+            let _ = task.hang_up();
         }
     }
 

@@ -117,6 +117,9 @@ impl Monitor {
 
     fn signal(&mut self, signal: &Signal) -> Result<(), Failure> {
         let (_, task) = self.find_alive(&signal.container_id, &signal.exec_id)?;
+        if signal.hang_up {
+            return task.hang_up().at("signal", "kill", &signal.container_id);
+        }
         task.signal(signal.signal).at("signal", "pidfd_send_signal", &signal.container_id)
     }
 

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use rustix::process::Pid;
 
+use super::pod::SIGHUP;
 use super::poller::Interest;
 use crate::failure::Failure;
 use crate::init::UserNamespace;
@@ -158,6 +159,16 @@ impl Task {
     /// Signals its first process.
     pub fn signal(&self, number: i32) -> Result<(), rustix::io::Errno> {
         pinnace_sys::process::signal(self.pidfd.as_fd(), number)
+    }
+
+    /// SIGHUP for its process group, as a terminal gives it to the foreground: a shell without one is in the group of
+    /// what it waits for. The number is its own as long as it has not been reaped.
+    pub fn hang_up(&self) -> Result<(), rustix::io::Errno> {
+        match rustix::process::kill_process_group(self.pid, rustix::process::Signal::HUP) {
+            // Not yet the leader of a group.
+            Err(rustix::io::Errno::SRCH) => self.signal(SIGHUP),
+            other => other,
+        }
     }
 
     pub fn state(&self) -> ContainerState {

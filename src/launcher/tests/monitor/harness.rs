@@ -336,8 +336,8 @@ impl Pod {
         self.call(
             Request::Signal(pinnace_launcher::protocol::Signal {
                 container_id: id.to_owned(),
-                exec_id: String::new(),
                 signal,
+                ..Default::default()
             }),
             &[],
         )

@@ -77,7 +77,7 @@ async fn many_connections_do_not_mix() {
     let Some(node) = Node::start() else { return };
     let before = node.baseline().await;
     let pod = servers(&node, "many", |_| {}).await;
-    let connections = (0..40u8).map(|index| {
+    let connections = (0..6u8).map(|index| {
         let (node, pod) = (&node, &pod);
         async move {
             let Client { mut to, mut from } = open(node, &pod.id, &[8007]).await;

@@ -358,14 +358,14 @@ async fn short_commands_leave_no_trace() {
         let (node, id) = (&node, running.container.as_str());
         async move {
             for index in 0..count {
-                let code = (index % 3).to_string();
+                let code = i32::try_from(index % 3).unwrap();
                 let script = format!("echo {index}; exit {code}");
                 let request = match index % 2 {
                     0 => plain(id, &["sh", "-c", &script]),
                     _ => on_a_terminal(id, &["sh", "-c", &script]),
                 };
                 let said = run(node, request).await;
-                assert_eq!((said.text().trim_end(), said.code()), (&*index.to_string(), (index % 3) as i32));
+                assert_eq!((said.text().trim_end(), said.code()), (&*index.to_string(), code));
             }
         }
     };

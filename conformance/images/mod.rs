@@ -153,6 +153,28 @@ impl Layout {
         Descriptor { architecture: Some(image.architecture.clone()), ..manifest }
     }
 
+    /// Stores an image with a layer on top of one of another layout, whose files are taken over as they are. Keys of
+    /// `config` are replaced.
+    pub fn image_upon(&self, other: &Layout, name: &str, layer: &Layer, config: &Value) -> Descriptor {
+        let parse = |digest: &str| -> Value { serde_json::from_slice(&other.read(digest)).expect("JSON") };
+        let mut manifest = parse(&other.manifest(name).digest);
+        let mut image = parse(manifest["config"]["digest"].as_str().expect("a manifest has a config"));
+        for base in manifest["layers"].as_array().into_iter().flatten() {
+            let digest = base["digest"].as_str().expect("a layer has a digest");
+            fs::copy(other.path(digest), self.path(digest))
+                .unwrap_or_else(|error| panic!("{digest}: {error}"));
+        }
+        for (key, value) in config.as_object().into_iter().flatten() {
+            image["config"][key] = value.clone();
+        }
+        let top = self.blob(Compression::None.media_type(), &layer.tar());
+        let diff_ids = image["rootfs"]["diff_ids"].as_array_mut().expect("a config has diff_ids");
+        diff_ids.push(top.digest.clone().into());
+        manifest["layers"].as_array_mut().expect("a manifest has layers").push(json(&top));
+        manifest["config"] = json(&self.blob(CONFIG, image.to_string().as_bytes()));
+        self.blob(MANIFEST, manifest.to_string().as_bytes())
+    }
+
     /// Stores an index of images.
     pub fn index(&self, manifests: &[Descriptor]) -> Descriptor {
         let manifests: Vec<_> = manifests.iter().map(json).collect();

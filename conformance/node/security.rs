@@ -177,7 +177,7 @@ async fn root_can_be_read_only() {
 }
 
 #[tokio::test]
-async fn masks_are_exactly_those_asked_for() {
+async fn masks_are_those_asked_for() {
     let Some(node) = Node::start() else { return };
     node.image("busybox").await;
     let pod = node.run_pod("masks", |_| {}).await;

@@ -12,6 +12,7 @@ ip link set lo up
 # sysfs of this network namespace, and cgroups rooted in the cgroup that was made for this world.
 umount -R -l /sys
 mount -t sysfs sysfs /sys
+mount -t securityfs securityfs /sys/kernel/security 2>/dev/null || :
 [ "$(wc -l <"$dir/cgroups")" -eq 1 ] || mount -t tmpfs -o mode=0755 tmpfs /sys/fs/cgroup
 while read -r type options at; do
     mkdir -p "$at"

@@ -12,6 +12,7 @@
 //! The daemon plans; the monitors act. It never forks, and no thread of its runtime ever changes a namespace.
 
 pub mod admin;
+pub mod apparmor;
 pub mod clock;
 pub mod config;
 pub mod container;

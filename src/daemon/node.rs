@@ -17,6 +17,7 @@ use pinnace_store::Store;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::apparmor::DefaultProfile;
 use crate::config::Config;
 use crate::container::Container;
 use crate::container::record::ContainerName;
@@ -47,6 +48,8 @@ pub struct Node {
     pub hierarchy: Hierarchy,
     /// What the kernel and this process can do.
     pub facts: Arc<Facts>,
+    /// Whether containers can have the default AppArmor profile.
+    pub apparmor: DefaultProfile,
     /// For the seccomp profile.
     pub kernel: KernelVersion,
     /// Compiled filters, one per distinct profile.
@@ -88,6 +91,8 @@ pub struct Parts {
     pub hierarchy: Hierarchy,
     /// What the kernel and this process can do.
     pub facts: Facts,
+    /// Whether containers can have the default AppArmor profile.
+    pub apparmor: DefaultProfile,
     /// For the seccomp profile.
     pub kernel: KernelVersion,
     /// The monitor's program, sealed.
@@ -109,6 +114,7 @@ impl Node {
             network: parts.network,
             hierarchy: parts.hierarchy,
             facts: Arc::new(parts.facts),
+            apparmor: parts.apparmor,
             kernel: parts.kernel,
             programs: Arc::new(ProgramCache::new()),
             monitor_program: parts.monitor_program,

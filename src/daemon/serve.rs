@@ -22,7 +22,7 @@ use crate::container::exec;
 use crate::cri::Services;
 use crate::node::{Node, Parts};
 use crate::streaming::Streaming;
-use crate::{admin, logging, owner_map, recover, socket, state_lock};
+use crate::{admin, apparmor, logging, owner_map, recover, socket, state_lock};
 
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -52,7 +52,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
     let socket::Listening { listener, bound } = socket::listen(&path)?;
     listener.set_nonblocking(true).context("make the socket asynchronous")?;
     let listener = tokio::net::UnixListener::from_std(listener).context("register the socket")?;
-    let parts = tokio::task::spawn_blocking(move || open(config)).await??;
+    let mut parts = tokio::task::spawn_blocking(move || open(config)).await??;
+    if parts.facts.apparmor {
+        parts.apparmor = apparmor::load().await;
+    }
     let node = Node::new(parts);
     recover::recover(&node).await.context("recover")?;
 
@@ -151,6 +154,7 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         store,
         hierarchy,
         facts,
+        apparmor: apparmor::DefaultProfile::Disabled,
         kernel,
         monitor_program,
         user_namespaces,

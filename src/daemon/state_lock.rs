@@ -13,7 +13,9 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock, openat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, fchmod, flock, fstat, openat, statat,
+};
 use rustix::io::Errno;
 
 /// Why the state is not ours.
@@ -26,6 +28,16 @@ pub enum LockError {
         directory: PathBuf,
         /// Who holds it, as far as is known.
         owner: String,
+    },
+    /// The directory was there, open to others, and is not ours.
+    #[error(
+        "{} is open to other users (mode {mode:o}) and holds what is not of this daemon; give it a directory of its own", directory.display()
+    )]
+    Foreign {
+        /// The directory.
+        directory: PathBuf,
+        /// Its permissions.
+        mode: u32,
     },
     /// The directory or its lock file cannot be made, opened or written.
     #[error("{}: lock the state", path.display())]
@@ -45,7 +57,7 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// Makes both directories (0700: what is in them is root's alone) where they are missing, and locks them.
+    /// Makes both directories where they are missing, closes them to other users, and locks them.
     pub fn acquire(root: &Path, run: &Path) -> Result<StateLock, LockError> {
         Ok(StateLock { _root: lock(root)?, _run: lock(run)? })
     }
@@ -57,6 +69,7 @@ fn lock(directory: &Path) -> Result<File, LockError> {
         move |source: io::Error| LockError::Io { path, source }
     };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(at(directory))?;
+    close_to_others(directory)?;
     let path = directory.join("lock");
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let file = openat(CWD, &path, flags, Mode::from_raw_mode(0o600)).map_err(|e| at(&path)(e.into()))?;
@@ -79,6 +92,31 @@ fn lock(directory: &Path) -> Result<File, LockError> {
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(at(&path))?;
     Ok(file)
+}
+
+/// What is in there is root's alone, setuid programs of images among it (rule R15, CVE-2021-41103). A directory that an
+/// older version or a service manager left open is closed; one that holds somebody else's files is not ours to close.
+fn close_to_others(directory: &Path) -> Result<(), LockError> {
+    const OTHERS: u32 = 0o077;
+    let at = |errno: Errno| LockError::Io { path: directory.to_owned(), source: errno.into() };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = openat(CWD, directory, flags, Mode::empty()).map_err(at)?;
+    let mode = fstat(&opened).map_err(at)?.st_mode & 0o7777;
+    if mode & OTHERS == 0 {
+        return Ok(());
+    }
+    let locked_before = statat(&opened, "lock", AtFlags::SYMLINK_NOFOLLOW).is_ok();
+    // Empty, but for a socket that a service manager listens on for us.
+    let fresh = || {
+        let entries = Dir::read_from(&opened).map_err(at)?;
+        Ok(entries.flatten().all(|entry| {
+            matches!(entry.file_name().to_bytes(), b"." | b"..") || entry.file_type() == FileType::Socket
+        }))
+    };
+    if !locked_before && !fresh()? {
+        return Err(LockError::Foreign { directory: directory.to_owned(), mode });
+    }
+    fchmod(&opened, Mode::from_raw_mode(mode & !OTHERS)).map_err(at)
 }
 
 #[cfg(test)]
@@ -130,8 +168,34 @@ mod tests {
             (dir.path().join("root"), dir.path().join("run"), dir.path().join("victim"));
         std::fs::write(&victim, "precious").unwrap();
         std::fs::create_dir(&root).unwrap();
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o700)).unwrap();
         std::os::unix::fs::symlink(&victim, root.join("lock")).unwrap();
         assert!(matches!(StateLock::acquire(&root, &run), Err(LockError::Io { .. })));
         assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+    }
+
+    #[test]
+    fn an_open_directory_is_closed_if_it_is_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, run) = (dir.path().join("root"), dir.path().join("run"));
+        let open = |path: &Path| std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o777;
+        // Empty, as a service manager makes it.
+        std::fs::create_dir(&run).unwrap();
+        open(&run);
+        drop(StateLock::acquire(&root, &run).unwrap());
+        assert_eq!((mode(&root), mode(&run)), (0o700, 0o700));
+        // With what an earlier daemon left.
+        open(&root);
+        drop(StateLock::acquire(&root, &run).unwrap());
+        assert_eq!(mode(&root), 0o700);
+        // With somebody else's files.
+        let foreign = dir.path().join("foreign");
+        std::fs::create_dir(&foreign).unwrap();
+        open(&foreign);
+        std::fs::write(foreign.join("file"), "").unwrap();
+        let error = StateLock::acquire(&root, &foreign).unwrap_err();
+        assert!(matches!(error, LockError::Foreign { .. }), "{error}");
+        assert_eq!(mode(&foreign), 0o755);
     }
 }

@@ -7,6 +7,8 @@
 //! [`plan`] and [`protocol`] are the contract, [`client`] is the daemon's half. The rest is the program
 //! `pinnace-monitor`, one per pod (feature `monitor`, on by default; the daemon leaves it out).
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests look at files as anybody does"))]
+
 pub mod client;
 pub mod copy_tree;
 mod failure;

@@ -107,6 +107,7 @@ pub fn make(program: BorrowedFd<'_>, uids: &[Range], gids: &[Range], wanted: Wan
     hear(&near, b'u').map_err(failed("unshare the user namespace"))?;
     for (file, map) in [("uid_map", uids), ("gid_map", gids)] {
         let lines = map.iter().map(|range| format!("{} {} {}\n", range.inside, range.outside, range.length));
+        #[allow(clippy::disallowed_methods, reason = "the host's procfs, of a child that is not reaped yet")]
         std::fs::write(format!("/proc/{pid}/{file}"), lines.collect::<String>())
             .map_err(failed("write the id maps"))?;
     }

@@ -111,6 +111,10 @@ fn make(root: &OwnedFd, plan: &Plan) -> Result<OwnedFd> {
     directory(&place, MADE).map_err(fault("mkdir"))?;
     rustix::process::fchdir(&place).map_err(fault("change to tmpfs"))?;
     let options = options(plan)?;
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the working directory is a tmpfs of this private namespace"
+    )]
     mount::mount("pinnace", MADE, "overlay", MountFlags::empty(), options.as_c_str())
         .map_err(fault("mount overlay"))?;
     mount::open_tree(&place, MADE, CLONE).map_err(fault("open_tree"))

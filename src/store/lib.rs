@@ -28,6 +28,8 @@
 //! All calls block and may be made from any thread. Lock order: image writer, index, layer root,
 //! fixups or merged; the index is held for lookups, renames and requests to the mount thread only.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests look at files as anybody does"))]
+
 mod accounts;
 mod assembly;
 mod blob;

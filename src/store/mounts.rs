@@ -243,6 +243,7 @@ fn bind(run: &Dir, namespace: BorrowedFd<'_>) -> Result<()> {
     // A namespace file can be cloned like a directory (a bind mount), and attached to a file.
     let source = format!("/proc/self/fd/{}", namespace.as_raw_fd());
     let target = format!("/proc/self/fd/{}/{NAMESPACE_FILE}", place.as_raw_fd());
+    #[allow(clippy::disallowed_methods, reason = "both paths are descriptors of our own")]
     mount::mount_bind(&source, target).map_err(fault("pin the mount namespace at"))
 }
 

@@ -18,6 +18,7 @@ use pinnace_spec::{capabilities, defaults, devices, image, mounts};
 use super::record::Resources;
 use super::request::{Access, ContainerRequest, MountRequest, Profile, Propagation, Security};
 use super::volumes::{self, Volume};
+use crate::apparmor::{DefaultProfile, PROFILE};
 use crate::config::{self, SeccompDefault};
 use crate::error::{Error, Within as _};
 use crate::node::Node;
@@ -113,7 +114,7 @@ pub fn build(
         linux.set_cgroups_path(Some(PathBuf::from(cgroup_path)));
         linux.set_seccomp(seccomp);
         if !security.privileged {
-            linux.set_masked_paths(Some(security.masked_paths.clone()));
+            linux.set_masked_paths(Some(masked_paths(security, linux.masked_paths().as_deref())));
             linux.set_readonly_paths(Some(security.read_only_paths.clone()));
         }
         let mut known = linux.devices().clone().unwrap_or_default();
@@ -131,6 +132,17 @@ pub fn build(
         }
     }
     Ok(Built { spec, binary_env })
+}
+
+/// What the request hides, with what leaks about the host (rule R19). An empty list hides nothing: `procMount: Unmasked`.
+fn masked_paths(security: &Security, defaults: Option<&[String]>) -> Vec<String> {
+    let mut paths = security.masked_paths.clone();
+    if !paths.is_empty() {
+        paths.extend(
+            defaults.unwrap_or_default().iter().filter(|path| !security.masked_paths.contains(path)).cloned(),
+        );
+    }
+    paths
 }
 
 /// Image, then the request by key; `HOME` from passwd, `HOSTNAME` and `TERM` where nobody said otherwise.
@@ -323,18 +335,29 @@ fn rlimits(node: &Node) -> Result<Vec<PosixRlimit>, Error> {
     node.config.container.rlimits.iter().map(limit).collect()
 }
 
-/// Fails closed (rule R18): a profile that was asked for on a host without AppArmor is an error, the default is not.
+/// Fails closed (rule R18): a profile that was asked for is in force or the container is not made. Who asks for nothing
+/// gets the default where there is one.
 fn apparmor(node: &Node, security: &Security) -> Result<Option<String>, Error> {
-    match &security.apparmor {
+    let refuse = |what: String, state: &str, hint: &str| Error::State {
+        subject: what,
+        state: state.to_owned(),
+        hint: hint.to_owned(),
+    };
+    match (&security.apparmor, &node.apparmor) {
         _ if security.privileged => Ok(None),
-        Some(Profile::Localhost(name)) if node.facts.apparmor => Ok(Some(name.clone())),
-        Some(Profile::Localhost(name)) => Err(Error::State {
-            subject: format!("AppArmor profile {name:?}"),
-            state: "not available".to_owned(),
-            hint: "this kernel runs without AppArmor".to_owned(),
-        }),
-        // The default profile comes with the rest of AppArmor.
-        Some(Profile::RuntimeDefault | Profile::Unconfined) | None => Ok(None),
+        (Some(Profile::Localhost(name)), DefaultProfile::Disabled) => Err(refuse(
+            format!("AppArmor profile {name:?}"),
+            "not available",
+            "this kernel runs without AppArmor",
+        )),
+        // Whether it is loaded is looked at when the container starts.
+        (Some(Profile::Localhost(name)), _) => Ok(Some(name.clone())),
+        (Some(Profile::Unconfined), _) | (_, DefaultProfile::Disabled) => Ok(None),
+        (Some(Profile::RuntimeDefault) | None, DefaultProfile::Loaded) => Ok(Some(PROFILE.to_owned())),
+        (Some(Profile::RuntimeDefault), DefaultProfile::Missing { reason }) => {
+            Err(refuse(format!("AppArmor profile {PROFILE:?}"), "not loaded", reason))
+        }
+        (None, DefaultProfile::Missing { .. }) => Ok(None),
     }
 }
 

@@ -3,7 +3,7 @@
 //! The plan is that of an ordinary Kubernetes container: nine file systems, three bind mounts, nine masked and six
 //! read-only paths, six devices, five links, default capabilities, a seccomp program of 400 instructions.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, dead_code)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, dead_code)]
 
 #[path = "../tests/monitor/harness.rs"]
 mod harness;

@@ -44,7 +44,7 @@ async fn apparmor_profile_is_the_one_asked_for() {
     node.image("busybox").await;
     let pod = node.run_pod("apparmor", |_| {}).await;
     let ours = "pinnace-default (enforce)";
-    assert_eq!(said(&node, &pod, CURRENT, None).await.trim(), ours, "nothing asked for");
+    assert_eq!(said(&node, &pod, CURRENT, None).await.trim(), "unconfined", "nothing asked for");
     assert_eq!(said(&node, &pod, CURRENT, profile(ProfileType::RuntimeDefault, "")).await.trim(), ours);
     let unconfined = said(&node, &pod, CURRENT, profile(ProfileType::Unconfined, "")).await;
     assert_eq!(unconfined.trim(), "unconfined");
@@ -63,7 +63,10 @@ async fn apparmor_profile_is_the_one_asked_for() {
     assert!(local.starts_with(&format!("{name} (enforce)")), "{local}");
     assert!(local.contains("Permission denied") && local.contains("written"), "{local}");
 
-    let running = node.run_script("session", "exec sleep 600").await;
+    let image = node.images.image_id("busybox");
+    let mut config = node.container(&pod.config, "session", &image, &["sleep", "600"]);
+    config.security().apparmor = profile(ProfileType::RuntimeDefault, "");
+    let running = node.run_in(&pod.id, &pod.config, &config).await.unwrap();
     assert_eq!(node.cri.sh(&running.container, CURRENT).await.trim(), ours, "a session");
 }
 
@@ -102,6 +105,7 @@ async fn apparmor_profile_keeps_the_kernel_s_files_away() {
     let said = node
         .script(&pod, script, |config| {
             config.security().seccomp = None;
+            config.security().apparmor = profile(ProfileType::RuntimeDefault, "");
             config.capabilities().add_capabilities = vec!["ALL".into()];
             config.security().masked_paths.clear();
             config.security().readonly_paths.clear();

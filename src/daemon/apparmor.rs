@@ -2,8 +2,7 @@
 //!
 //! The kernel takes compiled policy only, and the compiler is `apparmor_parser` of the package that a node with AppArmor
 //! has. The daemon runs it once, when it starts; containers that ran before get the new text with it. Where the kernel
-//! has AppArmor and the profile cannot be loaded, a container that asks for `RuntimeDefault` is refused; one that asks
-//! for nothing runs without a profile, and the log says so.
+//! has AppArmor and the profile cannot be loaded, a container that asks for `RuntimeDefault` is refused.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -51,7 +50,11 @@ pub async fn load() -> DefaultProfile {
 }
 
 fn missing(reason: String) -> DefaultProfile {
-    tracing::warn!(profile = PROFILE, reason, "AppArmor profile not loaded: containers run without one");
+    tracing::warn!(
+        profile = PROFILE,
+        reason,
+        "AppArmor profile not loaded: containers that ask for RuntimeDefault are refused"
+    );
     DefaultProfile::Missing { reason }
 }
 

@@ -336,7 +336,7 @@ fn rlimits(node: &Node) -> Result<Vec<PosixRlimit>, Error> {
 }
 
 /// Fails closed (rule R18): a profile that was asked for is in force or the container is not made. Who asks for nothing
-/// gets the default where there is one.
+/// gets none.
 fn apparmor(node: &Node, security: &Security) -> Result<Option<String>, Error> {
     let refuse = |what: String, state: &str, hint: &str| Error::State {
         subject: what,
@@ -352,12 +352,11 @@ fn apparmor(node: &Node, security: &Security) -> Result<Option<String>, Error> {
         )),
         // Whether it is loaded is looked at when the container starts.
         (Some(Profile::Localhost(name)), _) => Ok(Some(name.clone())),
-        (Some(Profile::Unconfined), _) | (_, DefaultProfile::Disabled) => Ok(None),
-        (Some(Profile::RuntimeDefault) | None, DefaultProfile::Loaded) => Ok(Some(PROFILE.to_owned())),
+        (Some(Profile::Unconfined) | None, _) | (_, DefaultProfile::Disabled) => Ok(None),
+        (Some(Profile::RuntimeDefault), DefaultProfile::Loaded) => Ok(Some(PROFILE.to_owned())),
         (Some(Profile::RuntimeDefault), DefaultProfile::Missing { reason }) => {
             Err(refuse(format!("AppArmor profile {PROFILE:?}"), "not loaded", reason))
         }
-        (None, DefaultProfile::Missing { .. }) => Ok(None),
     }
 }
 

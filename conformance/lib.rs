@@ -16,6 +16,7 @@
 
 #![allow(clippy::large_futures, reason = "a test awaits one future on a stack of its own")]
 
+pub mod api_server;
 pub mod cri;
 pub mod daemon;
 pub mod go;
@@ -25,7 +26,9 @@ pub mod log;
 pub mod node;
 pub mod process;
 pub mod registry;
+pub mod serve;
 pub mod streams;
+pub mod terminal;
 pub mod world;
 
 use std::path::PathBuf;

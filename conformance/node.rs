@@ -2,12 +2,14 @@
 
 use std::fmt::Debug;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use pinnace_cri_api::v1::{ContainerConfig, ContainerStatus, PodSandboxConfig};
+use tokio::net::TcpListener;
 
 use crate::cri::{Answer, Cri, container_config, pod_config};
 use crate::daemon::Daemon;
@@ -214,6 +216,17 @@ impl Node {
             ended.stdout, ended.stderr, ended.status
         );
         ended.stdout
+    }
+
+    /// Listens on a port of 127.0.0.1 in the network namespace of a container, from this process: what the
+    /// application does with its connections is up to the test.
+    pub async fn listen_in(&self, container: &str, port: u16) -> TcpListener {
+        let namespace = self.cri.sh(container, "readlink /proc/self/ns/net").await;
+        let listener = self.world.in_network_named(namespace.trim(), || {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
+            listener.set_nonblocking(true).map(|()| listener)
+        });
+        listener.and_then(TcpListener::from_std).unwrap_or_else(|error| panic!("listen on {port}: {error}"))
     }
 
     /// Stops and removes a pod.

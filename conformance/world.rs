@@ -158,8 +158,19 @@ impl World {
     /// Does something in the world's network namespace, on a thread that ends with it. Sockets that it returns
     /// stay in that namespace.
     pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        let namespace =
-            fs::File::open(format!("/proc/{}/ns/net", self.keeper.pid)).expect("open the network namespace");
+        self.in_network_at(Path::new(&format!("/proc/{}/ns/net", self.keeper.pid)), work)
+    }
+
+    /// The same in the network namespace that processes of the world see as `name`, such as `net:[4026532281]`.
+    pub fn in_network_named<T: Send>(&self, name: &str, work: impl FnOnce() -> T + Send) -> T {
+        let processes = fs::read_dir(self.inside("/proc")).expect("list the world's processes");
+        let mut files = processes.flatten().map(|process| process.path().join("ns/net"));
+        let file = files.find(|file| fs::read_link(file).is_ok_and(|link| link.as_os_str() == name));
+        self.in_network_at(&file.unwrap_or_else(|| panic!("no process of the world is in {name}")), work)
+    }
+
+    fn in_network_at<T: Send>(&self, namespace: &Path, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = fs::File::open(namespace).expect("open the network namespace");
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 use std::os::fd::AsFd as _;

@@ -200,7 +200,8 @@ async fn a_session_is_in_the_containers_place() {
     assert_eq!(said.text().replace("\r\n", "\n"), expected);
     // Without a stream it is /dev/null, and nobody's else.
     let only_stderr = ExecRequest { stdout: false, ..plain(&running.container, &[]) };
-    let cmd = ["sh", "-c", "for n in 0 1; do readlink /proc/$$/fd/$n >&2; done; echo nowhere"];
+    // Asked from a subshell: what the shell runs without a fork has its redirection on the shell itself.
+    let cmd = ["sh", "-c", "(for n in 0 1; do readlink /proc/$$/fd/$n; done) >&2; echo nowhere"];
     let cmd = cmd.map(String::from).to_vec();
     let said = run(&node, ExecRequest { cmd, ..only_stderr }).await;
     assert_eq!(String::from_utf8_lossy(&said.stderr), "/dev/null\n/dev/null\n");

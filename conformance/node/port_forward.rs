@@ -2,9 +2,13 @@
 
 use pinnace_conformance::cri::PodConfig as _;
 use pinnace_conformance::node::{Node, Pod};
+use pinnace_conformance::serve::serve;
 use pinnace_conformance::streams::{self, Client};
 use pinnace_cri_api::v1::PodSandboxConfig;
 use tonic::Code;
+
+/// How many connections are open at once in `many_connections_do_not_mix`.
+const CONNECTIONS: u8 = 64;
 
 /// A pod with servers: a page on 127.0.0.1:8004 alone, another on ::1 port 8006 alone, an echo on port 8007.
 async fn servers(node: &Node, name: &str, change: impl FnOnce(&mut PodSandboxConfig)) -> Pod {
@@ -76,11 +80,15 @@ async fn an_error_of_one_port_leaves_the_others_alone() {
 async fn many_connections_do_not_mix() {
     let Some(node) = Node::start() else { return };
     let before = node.baseline().await;
-    let pod = servers(&node, "many", |_| {}).await;
-    let connections = (0..6u8).map(|index| {
-        let (node, pod) = (&node, &pod);
+    let running = node.run_script("many", "trap 'exit 0' TERM; while :; do sleep 0.05; done").await;
+    let echo = serve(node.listen_in(&running.container, 8007).await, |mut stream| async move {
+        let (mut from, mut to) = stream.split();
+        tokio::io::copy(&mut from, &mut to).await.map(drop)
+    });
+    let connections = (0..CONNECTIONS).map(|index| {
+        let (node, running) = (&node, &running);
         async move {
-            let Client { mut to, mut from } = open(node, &pod.id, &[8007]).await;
+            let Client { mut to, mut from } = open(node, &running.pod, &[8007]).await;
             let bytes = vec![index; 200_000];
             let sent = bytes.clone();
             let sending = tokio::spawn(async move {
@@ -95,7 +103,8 @@ async fn many_connections_do_not_mix() {
         }
     });
     futures_util::future::join_all(connections).await;
-    node.remove(&pod.id).await;
+    drop(echo);
+    node.remove(&running.pod).await;
     node.assert_nothing_left(&before);
 }
 

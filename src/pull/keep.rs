@@ -42,12 +42,12 @@ impl Keeper {
         Arc::new(Self { store, grace, runtime, graces: Mutex::default(), hopeless: Mutex::default() })
     }
 
-    /// A hold for the layers with these blobs.
+    /// A hold for the layers with these blobs, or with these diffIDs where no blob is known.
     pub(crate) fn hold(self: &Arc<Self>, content: Vec<Digest>) -> Keep {
         Keep { lease: self.store.lease(), content, loose: AtomicBool::new(false), keeper: Arc::clone(self) }
     }
 
-    /// An image with these blobs was recorded: whoever kept nothing else need not keep it.
+    /// An image with these blobs and diffIDs was recorded: whoever kept nothing else need not keep it.
     pub(crate) fn recorded(&self, image: &HashSet<Digest>) {
         self.graces().retain(|(content, end)| {
             let stays = content.iter().any(|blob| !image.contains(blob));

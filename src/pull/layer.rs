@@ -81,6 +81,13 @@ impl Intake {
         Self { store, keeper, memory: semaphore(), memory_units, ahead: semaphore(), partials }
     }
 
+    /// Drops what was kept of a layer before it was whole.
+    pub(crate) fn forget_partial(&self, blob: &Digest) {
+        if let Some(partials) = &self.partials {
+            partials.forget(blob);
+        }
+    }
+
     /// Fetches, verifies and stores a layer, from another server if one delivers rubbish.
     pub(crate) async fn take(
         self: Arc<Self>,

@@ -142,7 +142,7 @@ impl Puller {
         });
         let intake = Intake::new(store.clone(), Arc::clone(&keeper), options.memory_bytes, partials);
         let intake = Arc::new(intake);
-        hold_orphans(&store, options.grace, &runtime);
+        hold_orphans(&store, &keeper);
         let layers = Flights::new(runtime.clone());
         let pulls = Flights::new(runtime.clone());
         Self {
@@ -204,7 +204,8 @@ impl Shared {
         let record = blocking(move || shared.record(&recording, kept.lease(), pinned)).await?;
         // The image itself holds everything now.
         keep.settle();
-        self.keeper.recorded(&layers);
+        let diff_ids = resolved.config.rootfs.diff_ids.iter().map(|diff_id| *diff_id.digest());
+        self.keeper.recorded(&layers.iter().copied().chain(diff_ids).collect());
         tracing::info!(
             image = %request.reference,
             image_id = %record.id,
@@ -285,6 +286,10 @@ impl Shared {
                 None => Phase::Waiting,
             };
             let here = phase == Phase::Present;
+            if here {
+                // Left by an attempt that was cancelled between the layer's end and its own.
+                self.intake.forget_partial(&layer.digest);
+            }
             layers.push(LayerProgress {
                 digest: layer.digest,
                 done_bytes: if here { layer.size } else { 0 },
@@ -426,26 +431,17 @@ impl Shared {
 }
 
 /// Layers that are of no image are what a pull had finished when an earlier program died: they have the same grace.
-fn hold_orphans(store: &Store, grace: Duration, runtime: &Handle) {
+fn hold_orphans(store: &Store, keeper: &Arc<Keeper>) {
     let of_images: HashSet<DiffId> = store.images().iter().flat_map(|image| image.layers.clone()).collect();
-    let lease = store.lease();
-    let orphans = store
-        .layers()
-        .into_iter()
-        .filter(|layer| !of_images.contains(&layer.diff_id))
-        .filter(|layer| lease.hold_layer(&layer.diff_id).is_some())
-        .count();
-    if orphans == 0 {
-        return;
-    }
-    let store = store.clone();
-    runtime.spawn(async move {
-        tokio::time::sleep(grace).await;
-        drop(lease);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.gc()).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "collect after unfinished pulls");
+    for layer in store.layers() {
+        if of_images.contains(&layer.diff_id) {
+            continue;
         }
-    });
+        let keep = keeper.hold(vec![*layer.diff_id.digest()]);
+        if keep.lease().hold_layer(&layer.diff_id).is_some() {
+            keep.loosen();
+        }
+    }
 }
 
 /// A pull that fetches. After the last one the heap is given back: buffers of many sizes have gone

@@ -337,8 +337,12 @@ mod tests {
         let names: HashSet<_> = FAMILIES.iter().map(|family| family.name).collect();
         assert_eq!(names.len(), FAMILIES.len());
         for family in FAMILIES {
-            // The convention by which scrapers know counters; the two exceptions are cAdvisor's.
-            let counts = family.name.ends_with("_total") || family.name == "container_memory_failcnt";
+            // The convention by which scrapers know counters; the exceptions are cAdvisor's.
+            let counts = match family.name {
+                "container_memory_failcnt" => true,
+                "container_fs_inodes_total" => false,
+                name => name.ends_with("_total"),
+            };
             assert_eq!(family.kind == Counter, counts, "{}", family.name);
             assert!(family.help.ends_with('.') || family.help.contains("; "), "{}", family.name);
         }

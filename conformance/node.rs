@@ -104,6 +104,7 @@ impl Node {
             "[daemon]\nlog_level = \"debug\"\nlog_format = \"text\"\n\
              [image]\nregistry_config_dirs = [{certs:?}]\nregistries_files = [{registries:?}]\n\
              registry_auth_files = [{auth:?}]\n\
+             [cni]\nmode = \"built-in\"\n\
              [network]\npool_size = 2\n",
         )
     }

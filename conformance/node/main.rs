@@ -6,6 +6,7 @@
 
 mod attach;
 mod clients;
+mod cni;
 mod concurrency;
 mod crash;
 mod devices;

@@ -191,7 +191,7 @@ impl Store {
 }
 
 fn pinnace_config() -> String {
-    format!("[network]\nipv4_subnet = \"{SUBNET}\"\nipv6_subnet = \"\"\n")
+    format!("[cni]\nmode = \"built-in\"\n[network]\nipv4_subnet = \"{SUBNET}\"\nipv6_subnet = \"\"\n")
 }
 
 /// Debian's packages, unpacked but not installed; the world has an empty /etc/containerd and /etc/cni.

@@ -73,7 +73,7 @@ impl Chain {
         let told = Arc::new(owed.invocation.clone());
         for plugin in &list.plugins {
             let request = self.request(&list, plugin, Some(&told), owed.result.as_ref());
-            match self.plugins.find(plugin).add(request).await {
+            match self.plugins.find(&list, plugin).add(request).await {
                 Ok(result) => owed.result = Some(result),
                 Err(source) => {
                     let failure = failure(Operation::Add, &list, source);
@@ -108,7 +108,7 @@ impl Chain {
         let mut first = None;
         for plugin in list.plugins.iter().rev() {
             let request = self.request(list, plugin, Some(&told), result);
-            match self.plugins.find(plugin).del(request).await {
+            match self.plugins.find(list, plugin).del(request).await {
                 Ok(()) => {}
                 Err(error) if error.code() == Some(code::UNKNOWN_CONTAINER) => {}
                 // The others give back what they can all the same; all are called again later.
@@ -135,7 +135,7 @@ impl Chain {
         let told = Arc::new(owed.invocation.clone());
         for plugin in &list.plugins {
             let request = self.request(list, plugin, Some(&told), owed.result.as_ref());
-            let checked = self.plugins.find(plugin).check(request).await;
+            let checked = self.plugins.find(list, plugin).check(request).await;
             checked.map_err(|error| failure(Operation::Check, list, error))?;
         }
         Ok(())
@@ -148,28 +148,39 @@ impl Chain {
         }
         for plugin in &list.plugins {
             let request = self.request(list, plugin, None, None);
-            let status = self.plugins.find(plugin).status(request).await;
+            let status = self.plugins.find(list, plugin).status(request).await;
             status.map_err(|error| failure(Operation::Status, list, error))?;
         }
         Ok(())
     }
 
-    /// Has what belongs to none of `valid` cleared, if the network can; every failure is returned.
-    pub async fn gc(&self, list: &NetworkList, valid: &[ValidAttachment]) -> Vec<NetworkFailure> {
+    /// Has what belongs to no entry of the ledger cleared, if the network can; every failure is returned. Does nothing, and
+    /// returns none, while other operations are under way: they would have to wait for all of it.
+    pub async fn gc(&self, list: &NetworkList) -> Result<Option<Vec<NetworkFailure>>, ChainError> {
         if list.disable_gc || list.cni_version < Version::V1_1_0 {
-            return Vec::new();
+            return Ok(Some(Vec::new()));
         }
-        let _alone = self.alone.write().await;
+        let Ok(_alone) = self.alone.try_write() else { return Ok(None) };
+        let ledger = self.ledger.clone();
+        let (owed, broken) = tokio::task::spawn_blocking(move || ledger.read()).await??;
+        if let Some(unreadable) = broken.into_iter().next() {
+            // What it attaches would be taken for nobody's.
+            return Err(unreadable.into());
+        }
+        let valid = owed.into_iter().filter(|owed| owed.list.name == list.name).map(|owed| {
+            let Invocation { container_id, ifname, .. } = owed.invocation;
+            ValidAttachment { container_id, ifname }
+        });
+        let valid = serde_json::to_value(valid.collect::<Vec<_>>()).expect("texts are always JSON");
         let mut failures = Vec::new();
         for plugin in &list.plugins {
             let mut request = self.request(list, plugin, None, None);
-            let valid = serde_json::to_value(valid).expect("texts are always JSON");
-            request.config.insert("cni.dev/valid-attachments".to_owned(), valid);
-            if let Err(error) = self.plugins.find(plugin).gc(request).await {
+            request.config.insert("cni.dev/valid-attachments".to_owned(), valid.clone());
+            if let Err(error) = self.plugins.find(list, plugin).gc(request).await {
                 failures.push(failure(Operation::Gc, list, error));
             }
         }
-        failures
+        Ok(Some(failures))
     }
 
     async fn write(&self, owed: &Owed, durable: bool) -> Result<(), ChainError> {

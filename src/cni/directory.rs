@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -50,6 +51,50 @@ pub struct Loaded {
     /// Whether there is any file that looks like a configuration.
     pub found_any: bool,
     good: BTreeMap<PathBuf, Arc<NetworkList>>,
+    seen: Vec<Stamp>,
+}
+
+/// What changes when a file does, be it replaced or written in place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stamp {
+    path: PathBuf,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: PathBuf) -> Option<Self> {
+        let found = std::fs::metadata(&path).ok()?;
+        Some(Self {
+            path,
+            inode: found.ino(),
+            size: found.size(),
+            modified: (found.mtime(), found.mtime_nsec()),
+            changed: (found.ctime(), found.ctime_nsec()),
+        })
+    }
+
+    /// The files of directories, and those of directories below, in which plugins of a network can be.
+    fn all(dirs: &[PathBuf]) -> Vec<Self> {
+        let entries = |dir: &PathBuf| {
+            let found = dir.read_dir().into_iter().flatten().flatten();
+            let mut paths: Vec<_> = found.map(|entry| entry.path()).collect();
+            paths.sort();
+            paths
+        };
+        let mut all = Vec::new();
+        for dir in dirs {
+            for path in entries(dir) {
+                if path.is_dir() {
+                    all.extend(entries(&path).into_iter().filter_map(Stamp::of));
+                }
+                all.extend(Stamp::of(path));
+            }
+        }
+        all
+    }
 }
 
 impl Loaded {
@@ -62,7 +107,8 @@ impl Loaded {
     /// Reads them again, knowing what was there before.
     #[must_use]
     pub fn reread(&self, dirs: &[PathBuf]) -> Self {
-        let mut next = Loaded::default();
+        // Before the reading: what changes in between is read again.
+        let mut next = Loaded { seen: Stamp::all(dirs), ..Loaded::default() };
         for dir in dirs {
             let files = match candidates(dir) {
                 Ok(files) => files,
@@ -97,6 +143,12 @@ impl Loaded {
             }
         }
         next
+    }
+
+    /// Reads them again if a file has changed since.
+    #[must_use]
+    pub fn reread_if_changed(&self, dirs: &[PathBuf]) -> Option<Self> {
+        (Stamp::all(dirs) != self.seen).then(|| self.reread(dirs))
     }
 
     /// Why there is no network, in the words that operators of other runtimes know.
@@ -233,6 +285,30 @@ mod tests {
         }
         std::fs::remove_file(&file).unwrap();
         assert_eq!(name(&loaded.reread(&dirs)), Some("b"));
+    }
+
+    #[test]
+    fn every_change_of_a_file_is_seen_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let dirs = [dir.path().to_owned(), dir.path().join("later")];
+        let file = dir.path().join("10-a.conflist");
+        std::fs::write(&file, "{").unwrap();
+        let mut loaded = Loaded::read(&dirs);
+        let mut changed = |what: &str| match loaded.reread_if_changed(&dirs) {
+            Some(next) => loaded = next,
+            None => panic!("{what} is not seen"),
+        };
+        std::fs::write(&file, list("a")).unwrap();
+        changed("a file written in place");
+        std::fs::create_dir(dir.path().join("a")).unwrap();
+        std::fs::write(dir.path().join("a/10-more.conf"), r#"{"type":"tuning"}"#).unwrap();
+        changed("a plugin in the network's directory");
+        std::fs::create_dir(dir.path().join("later")).unwrap();
+        std::fs::write(dir.path().join("later/1.conf"), "{").unwrap();
+        changed("a directory that was not there");
+        std::fs::remove_file(&file).unwrap();
+        changed("a file that is gone");
+        assert!(loaded.reread_if_changed(&dirs).is_none());
     }
 
     #[test]

@@ -89,6 +89,14 @@ pub enum PluginError {
         /// More about it.
         details: String,
     },
+    /// Code that takes the place of the program failed.
+    #[error("plugin {kind}, executed natively: {reason}")]
+    Native {
+        /// The plugin.
+        kind: String,
+        /// Why, with all causes.
+        reason: String,
+    },
     /// It ended badly without a word in the form of CNI.
     #[error("plugin {kind} {status}{}{output}", if output.is_empty() { " without a word" } else { ": " })]
     Failed {

@@ -218,16 +218,31 @@ impl Ledger {
         }
     }
 
+    /// What is owed for one container, and what of it cannot be read.
+    pub fn of(&self, container_id: &str) -> Result<(Vec<Owed>, Vec<LedgerError>), LedgerError> {
+        let within = format!("-{container_id}-");
+        let (mut owed, broken) = self.select(|name| name.contains(&within))?;
+        owed.retain(|owed| owed.invocation.container_id == container_id);
+        Ok((owed, broken))
+    }
+
     /// All that is owed, and what of it cannot be read.
     pub fn read(&self) -> Result<(Vec<Owed>, Vec<LedgerError>), LedgerError> {
+        self.select(|_| true)
+    }
+
+    fn select(&self, wanted: impl Fn(&str) -> bool) -> Result<(Vec<Owed>, Vec<LedgerError>), LedgerError> {
         let (mut owed, mut broken) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(&self.dir).map_err(io_error("read directory", &self.dir))? {
             let path = entry.map_err(io_error("read directory", &self.dir))?.path();
-            if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if name.starts_with('.') || !wanted(&name) {
                 continue;
             }
             match read_entry(&path) {
                 Ok(entry) => owed.push(entry),
+                // Paid while we read.
+                Err(LedgerError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => broken.push(error),
             }
         }

@@ -24,6 +24,6 @@ pub use crate::error::{NetworkFailure, PluginError, code};
 pub use crate::exec::ExecPlugin;
 pub use crate::ledger::{Ledger, LedgerError, NetnsIdentity, Owed};
 pub use crate::list::{CONFIG_BYTES_MAX, ListError, NetworkList, PluginConfig, PluginType};
-pub use crate::plugin::{Invocation, Operation, Plugin, Plugins, Request, ValidAttachment};
+pub use crate::plugin::{Invocation, Native, Operation, Plugin, Plugins, Request, ValidAttachment};
 pub use crate::result::{CniResult, Dns, Interface, IpConfig, ResultError, Route};
 pub use crate::version::{UnknownVersion, Version};

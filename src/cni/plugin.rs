@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::error::PluginError;
 use crate::exec::ExecPlugin;
-use crate::list::{PluginConfig, PluginType};
+use crate::list::{NetworkList, PluginConfig};
 use crate::result::CniResult;
 use crate::version::Version;
 
@@ -110,34 +110,48 @@ pub trait Plugin: Send + Sync + Debug {
     fn version(&self, request: Request) -> BoxFuture<'_, Result<Vec<String>, PluginError>>;
 }
 
+/// Code that takes the place of programs: of all plugins of a list, or of none.
+pub trait Native: Plugin {
+    /// Why this list is left to its programs; none if it is executed here.
+    fn refusal(&self, list: &NetworkList) -> Option<String>;
+}
+
 /// Where plugins are found.
 #[derive(Debug, Clone, Default)]
 pub struct Plugins {
     bin_dirs: Vec<PathBuf>,
-    native: BTreeMap<PluginType, Arc<dyn Plugin>>,
+    native: Option<Arc<dyn Native>>,
 }
 
 impl Plugins {
     /// Programs in these directories, the first that has one wins.
     #[must_use]
     pub fn new(bin_dirs: Vec<PathBuf>) -> Self {
-        Self { bin_dirs, native: BTreeMap::new() }
+        Self { bin_dirs, native: None }
     }
 
-    /// Code that takes the place of the program of that name.
+    /// Code that takes the place of programs where it can.
     #[must_use]
-    pub fn with_native(mut self, kind: PluginType, plugin: Arc<dyn Plugin>) -> Self {
-        self.native.insert(kind, plugin);
+    pub fn with_native(mut self, native: Arc<dyn Native>) -> Self {
+        self.native = Some(native);
         self
     }
 
-    /// The plugin for a configuration. One with the key `"native": false` gets the program.
+    /// Why the plugins of this list are programs; none if they are not.
     #[must_use]
-    pub fn find(&self, config: &PluginConfig) -> Arc<dyn Plugin> {
-        let wanted = config.raw.get("native").and_then(Value::as_bool).unwrap_or(true);
-        match self.native.get(&config.kind).filter(|_| wanted) {
-            Some(native) => Arc::clone(native),
-            None => Arc::new(ExecPlugin::new(config.kind.clone(), self.bin_dirs.clone())),
+    pub fn refusal(&self, list: &NetworkList) -> Option<String> {
+        match &self.native {
+            None => Some("native execution is switched off".to_owned()),
+            Some(native) => native.refusal(list),
+        }
+    }
+
+    /// A plugin of a list. What an attachment was made with need not be what takes it away: both keep the same things.
+    #[must_use]
+    pub fn find(&self, list: &NetworkList, plugin: &PluginConfig) -> Arc<dyn Plugin> {
+        match &self.native {
+            Some(native) if native.refusal(list).is_none() => Arc::clone(native) as Arc<dyn Plugin>,
+            _ => Arc::new(ExecPlugin::new(plugin.kind.clone(), self.bin_dirs.clone())),
         }
     }
 }

@@ -17,8 +17,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use keys::{Container, Daemon, Image, Network, Streaming, reference};
-pub use values::{LayerForm, LogFormat, PinnedImage, Rlimit, SeccompDefault, Subnet};
+pub use keys::{Cni, Container, Daemon, Image, Network, Streaming, reference};
+pub use values::{CniMode, LayerForm, LogFormat, PinnedImage, Rlimit, SeccompDefault, Subnet};
 
 use document::Document;
 
@@ -37,6 +37,8 @@ pub struct Config {
     pub image: Image,
     /// `[network]`
     pub network: Network,
+    /// `[cni]`
+    pub cni: Cni,
     /// `[container]`
     pub container: Container,
     /// `[streaming]`
@@ -125,6 +127,7 @@ impl Config {
             daemon: Daemon::read(document),
             image: Image::read(document),
             network: Network::read(document),
+            cni: Cni::read(document),
             container: Container::read(document),
             streaming: Streaming::read(document),
         }

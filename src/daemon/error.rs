@@ -204,6 +204,18 @@ pub enum Error {
     /// Pod network.
     #[error(transparent)]
     Network(#[from] pinnace_network::NetworkError),
+    /// There is no network that pods could be attached to.
+    #[error(transparent)]
+    NetworkNotReady(#[from] pinnace_cni::NotReady),
+    /// The plugins of a network.
+    #[error(transparent)]
+    Cni(#[from] pinnace_cni::ChainError),
+    /// The plugins of a network have succeeded, and the pod has no address.
+    #[error("ADD of network {network} gave the pod no address")]
+    NoAddress {
+        /// The network.
+        network: String,
+    },
     /// Cgroup.
     #[error(transparent)]
     Cgroup(#[from] pinnace_cgroup::CgroupError),
@@ -277,6 +289,9 @@ impl Error {
             Self::Pull(error) => pull_code(error),
             Self::Registry(error) => registry_code(error.kind()),
             Self::Network(error) => network_code(error),
+            Self::NetworkNotReady(_) => Code::Unavailable,
+            Self::Cni(error) => cni_code(error),
+            Self::NoAddress { .. } => Code::FailedPrecondition,
             Self::Cgroup(error) => cgroup_code(error),
             Self::Seccomp(_) => Code::InvalidArgument,
             Self::Namespaces(_) => Code::FailedPrecondition,
@@ -381,6 +396,18 @@ fn network_code(error: &pinnace_network::NetworkError) -> Code {
         Network::Unavailable => Code::Unavailable,
         Network::FailedPrecondition => Code::FailedPrecondition,
         Network::Internal => Code::Internal,
+    }
+}
+
+/// What is wrong with a plugin is the administrator's to mend.
+fn cni_code(error: &pinnace_cni::ChainError) -> Code {
+    use pinnace_cni::{ChainError, PluginError, code};
+    let ChainError::Network(failure) = error else { return Code::Internal };
+    match &failure.source {
+        PluginError::TimedOut { .. } => Code::DeadlineExceeded,
+        PluginError::NotFound { .. } => Code::FailedPrecondition,
+        refused if refused.code() == Some(code::TRY_AGAIN_LATER) => Code::Unavailable,
+        _ => Code::Internal,
     }
 }
 

@@ -5,6 +5,7 @@
 //! cri/        a file per RPC: wire to our types and back            the only place that knows CRI messages
 //! sandbox/    run, stop, remove a pod: record, network, monitor
 //! container/  create, start, stop, remove, exec: snapshot, spec, plan
+//! network/    the built-in network, or that of a CNI configuration
 //! monitor     the other end of a pod's monitor
 //! recover     memory from records and monitors, at start
 //! node        what all of them work on
@@ -23,6 +24,7 @@ pub mod id;
 pub mod image;
 pub mod logging;
 pub mod monitor;
+pub mod network;
 pub mod node;
 pub mod operation;
 pub mod owner_map;

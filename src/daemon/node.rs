@@ -7,7 +7,6 @@ use std::sync::{Arc, Weak};
 
 use oci_spec::runtime::LinuxSeccomp;
 use pinnace_cgroup::{Driver, Hierarchy};
-use pinnace_network::Network;
 use pinnace_pull::Puller;
 use pinnace_registry::Client;
 use pinnace_seccomp::{KernelVersion, ProgramCache};
@@ -24,6 +23,7 @@ use crate::container::record::ContainerName;
 use crate::error::Error;
 use crate::events::Events;
 use crate::id::{ContainerId, SandboxId};
+use crate::network::PodNetworks;
 use crate::operation::Operations;
 use crate::sandbox::Sandbox;
 use crate::sandbox::record::SandboxName;
@@ -43,7 +43,7 @@ pub struct Node {
     /// The registries themselves.
     pub registry: Arc<Client>,
     /// Pod networks.
-    pub network: Arc<Network>,
+    pub network: PodNetworks,
     /// The machine's cgroups.
     pub hierarchy: Hierarchy,
     /// What the kernel and this process can do.
@@ -86,7 +86,7 @@ pub struct Parts {
     /// The registries themselves.
     pub registry: Arc<Client>,
     /// Pod networks.
-    pub network: Arc<Network>,
+    pub network: PodNetworks,
     /// The machine's cgroups.
     pub hierarchy: Hierarchy,
     /// What the kernel and this process can do.

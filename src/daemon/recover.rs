@@ -42,6 +42,9 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
             }
         }
     }
+    for sandbox in node.sandboxes.all() {
+        node.network.found(&sandbox.id, &sandbox.network());
+    }
     for (directory, name) in entries(&node.containers_directory())? {
         if let Err(error) = recover_container(node, &directory, &name).await {
             tracing::error!(container_id = name, error = error.chain(), "container not recovered");
@@ -50,7 +53,9 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
     for (sandbox, state) in followed {
         reconcile(node, &sandbox, state).await;
     }
-    sweep(node).await
+    sweep(node).await?;
+    node.network.pay_in_background(node.closing.clone());
+    Ok(())
 }
 
 /// Directories and their names.
@@ -189,7 +194,7 @@ async fn sweep(node: &Arc<Node>) -> Result<(), Error> {
         .iter()
         .filter_map(|sandbox| match sandbox.network() {
             SandboxNetwork::Attached(attachment) => Some((sandbox.id.clone(), attachment)),
-            SandboxNetwork::Host | SandboxNetwork::Detached => None,
+            SandboxNetwork::Host | SandboxNetwork::Cni(_) | SandboxNetwork::Detached => None,
         })
         .collect();
     node.blocking(move |node| {
@@ -206,7 +211,7 @@ async fn sweep(node: &Arc<Node>) -> Result<(), Error> {
             }
         }
         let attached = attached.iter().map(|(id, attachment)| (id.as_str(), attachment));
-        Ok(node.network.recover(attached)?)
+        node.network.recover(attached)
     })
     .await
 }

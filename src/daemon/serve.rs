@@ -9,7 +9,6 @@ use pinnace_admin_api::v1::images_server::ImagesServer;
 use pinnace_cgroup::Hierarchy;
 use pinnace_cri_api::v1::image_service_server::ImageServiceServer;
 use pinnace_cri_api::v1::runtime_service_server::RuntimeServiceServer;
-use pinnace_network::{Cidr, InterfaceName, Network, Range};
 use pinnace_pull::Puller;
 use pinnace_registry::Client;
 use pinnace_spec::Facts;
@@ -20,6 +19,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::config::{self, Config};
 use crate::container::exec;
 use crate::cri::Services;
+use crate::network::PodNetworks;
 use crate::node::{Node, Parts};
 use crate::streaming::Streaming;
 use crate::{admin, apparmor, logging, owner_map, recover, socket, state_lock};
@@ -32,9 +32,6 @@ const CONNECTION_GRACE: Duration = Duration::from_millis(100);
 
 /// How often what is kept for nobody is let go of.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How long a stopped pod's device may take to go by itself before it is deleted.
-const NETWORK_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves the CRI until a signal ends it. Containers run on.
 pub fn serve(config: Config) -> anyhow::Result<()> {
@@ -132,7 +129,7 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         tracing::warn!(image = %image.id, "image lost a layer and is gone; pull it again");
     }
     tracing::info!(form = ?store.form(), why = store.form_reason(), "layer form");
-    let network = Network::open(network_options(&config)?).context("open the network")?;
+    let network = PodNetworks::open(&config)?;
     let hierarchy = Hierarchy::detect().context("find cgroups")?;
     let facts = Facts::detect().context("find out what this kernel can do")?;
     let monitor_program =
@@ -150,7 +147,7 @@ fn open(config: Config) -> anyhow::Result<Parts> {
     Ok(Parts {
         puller: Puller::new(store.clone(), Arc::clone(&registry), pull_options(&config)?),
         registry,
-        network: Arc::new(network),
+        network,
         store,
         hierarchy,
         facts,
@@ -159,32 +156,6 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         monitor_program,
         user_namespaces,
         config,
-    })
-}
-
-fn network_options(config: &Config) -> anyhow::Result<pinnace_network::Options> {
-    let network = &config.network;
-    let bridge: InterfaceName = network.bridge.parse().context("network.bridge")?;
-    let v4 = network.ipv4_subnet.map(|subnet| (subnet.network.into(), subnet.prefix));
-    let v6 = network.ipv6_subnet.map(|subnet| (subnet.network.into(), subnet.prefix));
-    let range = |(address, prefix)| {
-        let cidr = Cidr::new(address, prefix).context("prefix length")?;
-        anyhow::Ok(Range::new(cidr)?)
-    };
-    let ranges = v4.into_iter().chain(v6).map(range).collect::<anyhow::Result<_>>();
-    let state_dir = config.daemon.root.join("network");
-    Ok(pinnace_network::Options {
-        // Records of this boot: a tmpfs spares the pod path the disk, and a reboot frees every address anyway.
-        ipam_dir: config.daemon.run.join("addresses"),
-        state_dir,
-        name: network.bridge.clone(),
-        bridge,
-        ranges: ranges.context("network subnets")?,
-        mtu: Some(network.mtu).filter(|mtu| *mtu != 0),
-        masquerade: network.ip_masq,
-        direct: Vec::new(),
-        pool_size: usize::try_from(network.pool_size)?,
-        linger: NETWORK_LINGER,
     })
 }
 

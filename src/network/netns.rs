@@ -58,6 +58,8 @@ pub enum Ipv6 {
     On,
     /// It has none: no link-local addresses either, so that nobody reaches the pod by a way nobody sees.
     Off,
+    /// Whoever makes them decides, as plugins of CNI do: nothing is set, not even what is off by default.
+    AsItComes,
 }
 
 /// A network namespace with `lo` up, and an rtnetlink socket inside it.
@@ -109,12 +111,14 @@ impl Netns {
 
     /// Runs in a thread that is inside: what holds for every interface that comes later.
     fn settle(fd: OwnedFd, ipv6: Ipv6) -> Result<Self, NetnsError> {
-        // Routers that announce themselves on the pod network are not believed (CVE-2020-10749).
-        sysctl::write_if_present("ipv6/conf/default/accept_ra", "0")?;
-        // Addresses are ours to give: detection of duplicates would make them unusable for a second.
-        sysctl::write_if_present("ipv6/conf/default/accept_dad", "0")?;
-        let disable = if ipv6 == Ipv6::Off { "1" } else { "0" };
-        sysctl::write_if_present("ipv6/conf/default/disable_ipv6", disable)?;
+        if ipv6 != Ipv6::AsItComes {
+            // Routers that announce themselves on the pod network are not believed (CVE-2020-10749).
+            sysctl::write_if_present("ipv6/conf/default/accept_ra", "0")?;
+            // Addresses are ours to give: detection of duplicates would make them unusable for a second.
+            sysctl::write_if_present("ipv6/conf/default/accept_dad", "0")?;
+            let disable = if ipv6 == Ipv6::Off { "1" } else { "0" };
+            sysctl::write_if_present("ipv6/conf/default/disable_ipv6", disable)?;
+        }
         let mut socket = Socket::open(Family::Route)?;
         let mut request = socket.request();
         link::set_up(&mut request, "lo");

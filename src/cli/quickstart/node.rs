@@ -164,7 +164,7 @@ impl Node {
         format!(
             "[daemon]\nroot = {}\nrun = {}\n\n[network]\nbridge = {}\nipv4_subnet = \"{}/24\"\nipv6_subnet = \"\"\n\
              ip_masq = false\nhost_ports = false\npool_size = 1\n\n\
-             [container]\ncgroup_parent = {}\n",
+             [cni]\nmode = \"built-in\"\n\n[container]\ncgroup_parent = {}\n",
             path(self.dir.join("root")),
             path(self.dir.join("run")),
             quoted(&self.bridge),

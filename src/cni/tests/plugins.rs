@@ -8,9 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pinnace_cni::{
-    Chain, ChainError, Invocation, Ledger, NetworkList, PluginError, Plugins, ValidAttachment,
-};
+use pinnace_cni::{Chain, ChainError, Invocation, Ledger, NetworkList, Owed, PluginError, Plugins};
 use serde_json::{Value, json};
 
 /// Writes a line for every call, then behaves as the key `mode` of its configuration says for ADD, `del` for DEL.
@@ -246,13 +244,17 @@ async fn namespace_that_is_gone_is_not_named() {
 #[tokio::test]
 async fn gc_and_status_are_asked_only_of_those_that_know_them() {
     let ground = Ground::patient();
-    let valid = [ValidAttachment { container_id: "pod1".to_owned(), ifname: "eth0".to_owned() }];
     let old = list("1.0.0", json!({}), json!({}));
-    assert!(ground.chain.gc(&old, &valid).await.is_empty());
+    let (list_of_owed, invocation) = (NetworkList::clone(&old), invocation());
+    let owed = Owed { list: list_of_owed, invocation, netns: None, result: None };
+    ground.chain.ledger().write(&owed, false).unwrap();
+    assert_eq!(ground.chain.ledger().of("pod1").unwrap().0, [owed]);
+    assert_eq!(ground.chain.ledger().of("pod").unwrap().0, []);
+    assert!(ground.chain.gc(&old).await.unwrap().unwrap().is_empty());
     ground.chain.status(&old).await.unwrap();
     assert_eq!(ground.calls(), [] as [String; 0]);
     let new = list("1.1.0", json!({"GC": "words"}), json!({"STATUS": "refused"}));
-    assert_eq!(ground.chain.gc(&new, &valid).await.len(), 1);
+    assert_eq!(ground.chain.gc(&new).await.unwrap().unwrap().len(), 1);
     assert_eq!(ground.calls(), ["GC one", "GC two"]);
     let told = &ground.told("GC-two")["cni.dev/valid-attachments"];
     assert_eq!(*told, json!([{"containerID": "pod1", "ifname": "eth0"}]));

@@ -145,6 +145,24 @@ sections! {
         pool_size: u32 = "8", |v| integer(v, 0..=256);
     }
 
+    /// Networks that CNI configurations describe and plugins make, in place of the built-in one.
+    ["cni"] Cni {
+        /// "cni", "built-in", or "auto": "cni" if there is a file in `conf_dirs` when a pod comes, good or bad, and from
+        /// then on until the daemon ends; else "built-in".
+        mode: CniMode = r#""auto""#, cni_mode;
+        /// Where the configurations are: *.conflist, *.conf, *.json. The first good one, in the order of names, is the
+        /// network of all pods. Changes count at once, for pods to come.
+        conf_dirs: Vec<PathBuf> = r#"["/etc/cni/net.d"]"#, paths;
+        /// Where the plugins' programs are.
+        bin_dirs: Vec<PathBuf> = r#"["/opt/cni/bin", "/usr/lib/cni"]"#, paths;
+        /// How long one call of a plugin may take before it is killed, and how long the stop of a pod waits for all of
+        /// them. What could not be taken down by then is tried again later.
+        timeout: Duration = r#""60s""#, |v| duration(v, SECOND..=10 * MINUTE);
+        /// Whether bridge with host-local, portmap, bandwidth and loopback are executed by the daemon itself, with the
+        /// same result, where all plugins of a configuration are among them and have no unknown key.
+        native: bool = "true", boolean;
+    }
+
     /// Containers: what holds where neither the pod nor the image says otherwise.
     ["container"] Container {
         /// The cgroup below which pods go that name no parent.

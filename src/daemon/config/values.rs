@@ -35,6 +35,17 @@ pub enum LayerForm {
     Directory,
 }
 
+/// Which network pods get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CniMode {
+    /// That of a CNI configuration if there is one, else the built-in one.
+    Auto,
+    /// That of a CNI configuration.
+    Cni,
+    /// The built-in one.
+    BuiltIn,
+}
+
 /// The profile behind RuntimeDefault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SeccompDefault {
@@ -227,6 +238,11 @@ pub(super) fn layer_form(value: &DeValue<'_>) -> Result<LayerForm, String> {
         value,
         &[("auto", LayerForm::Auto), ("tar-erofs", LayerForm::TarErofs), ("directory", LayerForm::Directory)],
     )
+}
+
+/// Which network pods get.
+pub(super) fn cni_mode(value: &DeValue<'_>) -> Result<CniMode, String> {
+    choice(value, &[("auto", CniMode::Auto), ("cni", CniMode::Cni), ("built-in", CniMode::BuiltIn)])
 }
 
 /// `"builtin"` or a path.

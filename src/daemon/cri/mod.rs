@@ -124,7 +124,7 @@ impl v1::runtime_service_server::RuntimeService for Services {
     }
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
-        answer("Status", runtime_status::answer(&self.node, &request.into_inner()))
+        answer("Status", runtime_status::answer(&self.node, &request.into_inner()).await)
     }
 
     async fn runtime_config(

@@ -53,12 +53,12 @@ pub fn status(sandbox: &Sandbox) -> v1::PodSandboxStatus {
 
 /// The primary address first; a pod on the host's network has none of its own.
 fn network(network: &SandboxNetwork) -> v1::PodSandboxNetworkStatus {
-    let mut ips = match network {
-        SandboxNetwork::Attached(attachment) => {
-            attachment.ips().map(|ip| ip.to_string()).collect::<Vec<_>>().into_iter()
-        }
-        SandboxNetwork::Host | SandboxNetwork::Detached => Vec::new().into_iter(),
+    let ips: Vec<_> = match network {
+        SandboxNetwork::Attached(attachment) => attachment.ips().collect(),
+        SandboxNetwork::Cni(attachment) => attachment.ips().collect(),
+        SandboxNetwork::Host | SandboxNetwork::Detached => Vec::new(),
     };
+    let mut ips = ips.into_iter().map(|ip| ip.to_string());
     v1::PodSandboxNetworkStatus {
         ip: ips.next().unwrap_or_default(),
         additional_ips: ips.map(|ip| v1::PodIp { ip }).collect(),

@@ -24,7 +24,7 @@ pub async fn update(
     let cidrs = network.map(|network| network.pod_cidr).unwrap_or_default();
     if !cidrs.is_empty() {
         let what = format!("set pod CIDR {cidrs}");
-        node.blocking(move |node| Ok(node.network.set_pod_cidr(&cidrs)?)).await.within(|| what)?;
+        node.blocking(move |node| node.network.set_pod_cidr(&cidrs)).await.within(|| what)?;
     }
     Ok(v1::UpdateRuntimeConfigResponse {})
 }

@@ -1,4 +1,5 @@
-//! Status: two conditions, what the kernel and we can do, and with `verbose` what tools read. Never waits for anything.
+//! Status: two conditions, what the kernel and we can do, and with `verbose` what tools read. Never waits for anything but
+//! the files of the CNI configuration.
 
 use std::collections::HashMap;
 
@@ -8,11 +9,16 @@ use super::{UNIMPLEMENTED, VERSION};
 use crate::error::Error;
 use crate::node::Node;
 
-/// Answers from memory.
-pub fn answer(node: &Node, request: &v1::StatusRequest) -> Result<v1::StatusResponse, Error> {
+/// Answers from memory, once that knows the CNI configuration as it is now.
+pub async fn answer(node: &Node, request: &v1::StatusRequest) -> Result<v1::StatusResponse, Error> {
+    node.blocking(|node| {
+        node.network.refresh();
+        Ok(())
+    })
+    .await?;
     let network = match node.network.ready() {
         Ok(()) => condition("NetworkReady", true, "", ""),
-        Err(not) => condition("NetworkReady", false, not.reason, &not.message),
+        Err(not) => condition("NetworkReady", false, &not.reason, &not.message),
     };
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
@@ -55,5 +61,10 @@ fn info(node: &Node) -> HashMap<String, String> {
         "cgroupDriver": format!("{:?}", node.cgroup_driver()),
         "unimplemented": UNIMPLEMENTED,
     });
-    HashMap::from([("config".to_owned(), config.to_string())])
+    let mut info = HashMap::from([("config".to_owned(), config.to_string())]);
+    if let Some((config, status)) = node.network.cni_status() {
+        info.insert("cniconfig".to_owned(), config.to_string());
+        info.insert("lastCNILoadStatus".to_owned(), status);
+    }
+    info
 }

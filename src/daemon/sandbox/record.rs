@@ -98,8 +98,10 @@ pub struct SandboxConfig {
 pub enum SandboxNetwork {
     /// The host's.
     Host,
-    /// Attached to the pod network.
+    /// Attached to the built-in network.
     Attached(pinnace_network::Attachment),
+    /// Attached by the plugins of a CNI configuration.
+    Cni(crate::network::CniAttachment),
     /// Not attached: either not yet, or no more.
     Detached,
 }

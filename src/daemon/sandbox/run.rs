@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 
 use pinnace_launcher::namespaces::{Made, Wanted};
 use pinnace_launcher::protocol::{Ready, Reply, Request, Setup};
-use pinnace_network::{Attachment, Netns};
 use pinnace_spec::sysctl::{OwnedNamespaces, sysctls};
 
 use super::record::{NamespaceMode, Phase, RECORD_VERSION, SandboxConfig, SandboxNetwork, SandboxRecord};
@@ -20,6 +19,7 @@ use crate::error::{Error, Within as _};
 use crate::events::Happened;
 use crate::id::SandboxId;
 use crate::monitor::Monitor;
+use crate::network;
 use crate::node::Node;
 use crate::owner_map::OwnerMap;
 use crate::record as disk;
@@ -101,19 +101,16 @@ async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Resul
         monitor_start_ticks: 0,
         init_pid: 0,
     };
-    let (sandbox, netns, descriptors) = node
+    let (sandbox, lease, descriptors) = node
         .blocking(move |node| {
             let directory = node.sandbox_directory(&record.id);
-            let (netns, owned) = match made_for(node, &record.config)? {
-                None => (own_network.then(|| node.network.take_netns()).transpose()?, None),
-                Some(mut made) => {
-                    let netns = made.network.take();
-                    (netns.map(|netns| node.network.enter_netns(netns)).transpose()?, Some(made))
-                }
-            };
+            let mut owned = made_for(node, &record.config)?;
+            let netns = owned.as_mut().and_then(|made| made.network.take());
+            let lease = own_network.then(|| node.network.lease(&record.id, &record.config, netns));
+            let lease = lease.transpose()?;
             prepare(&directory, &record)?;
             let mut descriptors = vec![open_directory(&directory)?];
-            descriptors.extend(netns.as_ref().map(|netns| duplicate(netns.fd())).transpose()?);
+            descriptors.extend(lease.as_ref().map(|lease| duplicate(lease.fd())).transpose()?);
             let sandbox = Sandbox::new(record, directory, node.events.clone());
             if let Some(made) = owned {
                 descriptors.push(duplicate(made.user.as_fd())?);
@@ -121,25 +118,24 @@ async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Resul
                 descriptors.extend(made.uts);
                 sandbox.set_user_namespace(made.user);
             }
-            Ok((sandbox, netns, descriptors))
+            Ok((sandbox, lease, descriptors))
         })
         .await?;
     let sandbox = Arc::new(sandbox);
 
-    // The network needs the namespace but not the monitor; both are waited for whatever becomes of the other, so that
-    // nothing is still being made when a failure is undone.
-    let (attachment, monitor) =
-        tokio::join!(attach(node, &sandbox, netns), monitor(node, &sandbox, setup, descriptors));
+    // The built-in network needs the namespace but not the monitor; both are waited for whatever becomes of the other, so
+    // that nothing is still being made when a failure is undone.
+    let (connected, monitor) =
+        tokio::join!(network::connect(node, &sandbox, lease), monitor(node, &sandbox, setup, descriptors));
     let (monitor, ready) = monitor?;
     sandbox.set_monitor(Some(monitor));
-    let attachment = attachment.within(|| "attach network".to_owned())?;
+    let attaching = async { node.network.complete(connected?, ready.pid).await };
+    let network = attaching.await.within(|| "attach network".to_owned())?;
     sandbox.change(|record| {
         record.phase = Phase::Ready;
         record.monitor_pid = ready.pid;
         record.init_pid = ready.init_pid;
-        if let Some(attachment) = attachment {
-            record.network = SandboxNetwork::Attached(attachment);
-        }
+        record.network = network;
     })?;
     Ok(sandbox)
 }
@@ -220,23 +216,6 @@ fn setup(node: &Node, id: &SandboxId, config: &SandboxConfig) -> Result<Setup, E
     })
 }
 
-async fn attach(
-    node: &Node,
-    sandbox: &Arc<Sandbox>,
-    netns: Option<Netns>,
-) -> Result<Option<Attachment>, Error> {
-    let Some(mut netns) = netns else { return Ok(None) };
-    let sandbox = Arc::clone(sandbox);
-    node.blocking(move |node| {
-        let ports = match node.config.network.host_ports {
-            true => sandbox.config.port_mappings.as_slice(),
-            false => &[],
-        };
-        Ok(Some(node.network.attach(sandbox.id.as_str(), &mut netns, ports)?))
-    })
-    .await
-}
-
 async fn monitor(
     node: &Arc<Node>,
     sandbox: &Sandbox,
@@ -258,13 +237,14 @@ async fn monitor(
 /// Takes back whatever a run that failed or was cut short has made. Problems are logged: the caller already has one.
 pub async fn undo(node: &Node, id: &SandboxId) {
     let directory = node.sandbox_directory(id);
+    node.network.undo_plugins(id).await;
     match Monitor::connect(node, id, &directory).await {
         Ok((monitor, _)) => monitor.shutdown().await,
         Err(error) => tracing::debug!(sandbox_id = %id, error = error.chain(), "no monitor to end"),
     }
     let own = id.clone();
     let undone = node.blocking(move |node| {
-        node.network.detach(own.as_str(), None)?;
+        node.network.detach_built_in(&own, None)?;
         Ok(disk::remove_directory(&node.sandbox_directory(&own))?)
     });
     if let Err(error) = undone.await {

@@ -41,10 +41,8 @@ pub(super) async fn stop_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Re
 
 /// Network, monitor, record; also what is left to do for a sandbox whose monitor has vanished.
 pub async fn release(node: &Node, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
-    if let SandboxNetwork::Attached(attachment) = sandbox.network() {
-        let id = sandbox.id.clone();
-        node.blocking(move |node| Ok(node.network.detach(id.as_str(), Some(&attachment))?)).await?;
-    }
+    // While the monitor lives: plugins find the namespace by it.
+    node.network.detach(node, &sandbox.id, &sandbox.network()).await?;
     // Last, so that whoever tries again after a failure above still has a monitor to end.
     if let Some(monitor) = sandbox.monitor() {
         monitor.shutdown().await;
@@ -52,7 +50,7 @@ pub async fn release(node: &Node, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
     }
     sandbox.change(|record| {
         record.phase = Phase::Stopped;
-        if matches!(record.network, SandboxNetwork::Attached(_)) {
+        if !matches!(record.network, SandboxNetwork::Host) {
             record.network = SandboxNetwork::Detached;
         }
     })?;

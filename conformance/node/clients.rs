@@ -249,6 +249,16 @@ impl Tool<'_> {
     }
 }
 
+/// The minor version of a kubectl 1.x.
+fn minor_version(kubectl: &Path) -> u32 {
+    let mut command = Command::new(kubectl);
+    let output = command.args(["version", "--client", "--output", "json"]).output().unwrap();
+    let version: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let minor = version["clientVersion"]["minor"].as_str().unwrap();
+    // Those who build it themselves put a plus sign behind it.
+    minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+}
+
 /// A container with a standard input that attach is tried on.
 async fn attachable(node: &Node, name: &str, tty: bool) -> Running {
     let on_a_terminal = "read line; echo got $line; until [ \"$(stty size)\" = '33 111' ]; do sleep 0.02; done; \
@@ -270,8 +280,10 @@ async fn kubectl_against_the_program() {
     let kubectl = PathBuf::from(String::from_utf8(found.stdout).unwrap().trim());
     let Some(node) = Node::start() else { return };
     let before = node.baseline().await;
-    // kubectl chooses its transport by these; both are on by default from 1.31 on.
-    for (websockets, upgrade) in [("true", "websocket"), ("false", "spdy/3.1")] {
+    // kubectl chooses its transport by these; both transports are there from 1.31 on.
+    let transports = [("false", "spdy/3.1"), ("true", "websocket")];
+    let known = if minor_version(&kubectl) < 31 { 1 } else { 2 };
+    for &(websockets, upgrade) in &transports[..known] {
         let variables = ["KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "KUBECTL_PORT_FORWARD_WEBSOCKETS"];
         let serve = |running: &Running, name: &str, tty: bool| {
             let pod = Served {

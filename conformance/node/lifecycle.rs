@@ -148,6 +148,19 @@ async fn stop_asks_first() {
     node.cri.stop(&running.container, 30).await.unwrap();
 }
 
+/// The kernel drops a signal that the first process of a PID namespace does not handle yet.
+#[tokio::test]
+async fn stop_waits_for_a_program_that_has_only_just_begun() {
+    let Some(node) = Node::start() else { return };
+    let script = "sleep 0.5; trap 'exit 7' TERM; while :; do sleep 0.05; done";
+    let running = node.run_script("begun", script).await;
+    let asked = std::time::Instant::now();
+    node.cri.stop(&running.container, 60).await.unwrap();
+    let status = node.cri.status(&running.container).await.unwrap();
+    assert_eq!((status.exit_code, &*status.reason), (7, "Error"));
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
+}
+
 #[tokio::test]
 async fn stop_kills_after_the_grace_period() {
     let Some(node) = Node::start() else { return };

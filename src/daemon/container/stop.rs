@@ -6,13 +6,17 @@ use std::time::Duration;
 use pinnace_launcher::protocol::{Request, Signal};
 use tokio::time::{Instant, timeout_at};
 
-use super::record::Status;
+use super::record::{ContainerRecord, Status};
 use super::{Container, exit};
 use crate::error::{Error, Within as _};
 use crate::node::Node;
 use crate::table::lock;
 
 const SIGKILL: i32 = 9;
+
+/// Pauses between looks at what a process hears.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 
 /// Stops a container; one that is unknown or does not run is stopped already. Goes on if the caller goes away.
 pub async fn stop(node: &Node, id: &str, grace: Duration) -> Result<(), Error> {
@@ -43,8 +47,15 @@ pub async fn stop_container(
         (earliest.replace(deadline).is_none(), deadline)
     };
     if first && !grace.is_zero() {
-        let signal = container.record().stop_signal;
-        send(container, signal).await.within(what)?;
+        let record = container.record();
+        let ended = status.wait_for(|status| matches!(status, Status::Exited(_)));
+        let is_heard = tokio::select! {
+            () = heard(&record) => true,
+            _ = timeout_at(deadline, ended) => false,
+        };
+        if is_heard {
+            send(container, record.stop_signal).await.within(what)?;
+        }
     }
     if timeout_at(deadline, status.wait_for(|status| matches!(status, Status::Exited(_)))).await.is_ok() {
         return Ok(());
@@ -60,6 +71,29 @@ pub async fn stop_container(
 
 fn is_running(container: &Container) -> bool {
     matches!(container.status(), Status::Running { .. })
+}
+
+/// Waits until the first process would hear its stop signal. The kernel drops a signal that the first process of a PID
+/// namespace neither handles nor blocks (pid_namespaces(7)), and for its first milliseconds no program does: a stop right
+/// after a start would wait out its whole grace.
+async fn heard(record: &ContainerRecord) {
+    let Status::Running { pid, .. } = record.status else { return };
+    let mut pause = SHORTEST_PAUSE;
+    while !record.shared_pid && !hears(pid, record.stop_signal) {
+        tokio::time::sleep(pause).await;
+        pause = LONGEST_PAUSE.min(pause * 2);
+    }
+}
+
+/// Whether a process handles or blocks a signal, by proc_pid_status(5); one that is gone need not be waited for.
+fn hears(pid: i32, signal: i32) -> bool {
+    let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let masks = text.lines().filter_map(|line| {
+        let mask = line.strip_prefix("SigCgt:").or_else(|| line.strip_prefix("SigBlk:"))?;
+        u64::from_str_radix(mask.trim(), 16).ok()
+    });
+    let bit = u32::try_from(signal - 1).ok().and_then(|shift| 1_u64.checked_shl(shift)).unwrap_or(0);
+    signal == SIGKILL || masks.fold(0, std::ops::BitOr::bitor) & bit != 0
 }
 
 /// Its own PID namespace makes the first process's end everybody's; without one each is killed.

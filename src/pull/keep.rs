@@ -70,6 +70,11 @@ impl Keeper {
         self.recorded(image);
     }
 
+    /// Whether the blob is of an image that was given up.
+    pub(crate) fn is_hopeless(&self, blob: &Digest) -> bool {
+        lock(&self.hopeless).contains(blob)
+    }
+
     /// An image with these blobs is tried, maybe again.
     pub(crate) fn hope(&self, image: &HashSet<Digest>) {
         lock(&self.hopeless).retain(|blob| !image.contains(blob));
@@ -102,7 +107,7 @@ impl Drop for Keep {
             return;
         }
         let (lease, keeper) = (self.lease.clone(), Arc::clone(&self.keeper));
-        let is_hopeless = self.content.iter().all(|blob| lock(&keeper.hopeless).contains(blob));
+        let is_hopeless = self.content.iter().all(|blob| keeper.is_hopeless(blob));
         let grace = if is_hopeless { Duration::ZERO } else { keeper.grace };
         let end = CancellationToken::new();
         keeper.graces().push((std::mem::take(&mut self.content), end.clone()));

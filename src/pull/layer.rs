@@ -97,7 +97,8 @@ impl Intake {
         progress: watch::Sender<LayerProgress>,
     ) -> Result<Held, Arc<Error>> {
         loop {
-            let partial = self.partials.as_ref().and_then(|partials| partials.take(&layer));
+            let kept = self.partials.as_ref().filter(|_| !self.keeper.is_hopeless(&layer.digest));
+            let partial = kept.and_then(|partials| partials.take(&layer));
             let known = partial.as_ref().map_or(0, Partial::length);
             let ahead = Arc::clone(&self.ahead);
             let mut fetch = Fetch::new(repository.clone(), layer.clone(), known, ahead);

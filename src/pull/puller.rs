@@ -195,6 +195,7 @@ impl Shared {
         let fetched_bytes = fetched.inspect_err(|error| {
             if matches!(error.kind(), ErrorKind::InvalidImage | ErrorKind::DataLoss) {
                 self.keeper.give_up(&layers);
+                layers.iter().for_each(|blob| self.intake.forget_partial(blob));
             }
         })?;
         let shared = Arc::clone(&self);

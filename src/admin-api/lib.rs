@@ -1,5 +1,5 @@
 //! The gRPC API of our own: what the program's verbs ask of the daemon beyond the CRI. Generated from
-//! `proto/admin.proto`, which documents it.
+//! the files of `proto/admin/`, which document it.
 //!
 //! A service for each kind of thing: [`v1::images_server::Images`] is the trait to implement,
 //! [`v1::images_client::ImagesClient`] calls it. It is served on the CRI's socket.

@@ -1,6 +1,6 @@
 //! Limits: what is asked for is what the kernel has, and what happens at the limit is told.
 
-use pinnace_conformance::cri::ContainerConfigParts as _;
+use pinnace_conformance::cri::{ContainerConfigParts as _, PodConfig as _};
 use pinnace_conformance::node::{Node, Running};
 use pinnace_cri_api::v1::*;
 use tonic::Code;
@@ -166,4 +166,63 @@ async fn exec_counts_in_the_containers_cgroup() {
     let own = node.cri.sh(&running.container, "cat /proc/self/cgroup | grep -v ':memory:\\|::' | sort").await;
     let first = node.cri.sh(&running.container, "cat /proc/1/cgroup | grep -v ':memory:\\|::' | sort").await;
     assert_eq!(own, first);
+}
+
+async fn update_pod(node: &Node, request: UpdatePodSandboxResourcesRequest) -> Result<(), tonic::Status> {
+    node.cri.runtime().update_pod_sandbox_resources(request).await.map(drop)
+}
+
+/// What the pod's record says of its size.
+async fn pod_size(node: &Node, id: &str) -> serde_json::Value {
+    let request = PodSandboxStatusRequest { pod_sandbox_id: id.into(), verbose: true };
+    let answer = node.cri.runtime().pod_sandbox_status(request).await.unwrap().into_inner();
+    let info: serde_json::Value = serde_json::from_str(&answer.info["info"]).unwrap();
+    let config = &info["record"]["config"];
+    serde_json::json!([config["overhead"]["cpu_shares"], config["resources"]["memory_limit_bytes"]])
+}
+
+#[tokio::test]
+async fn pods_size_is_recorded_and_limits_nothing() {
+    let Some(mut node) = Node::start() else { return };
+    let image = node.image("busybox").await;
+    let size = |cpu_shares: i64, memory: i64| LinuxContainerResources {
+        cpu_shares,
+        memory_limit_in_bytes: memory,
+        ..Default::default()
+    };
+    let pod = node
+        .run_pod("size", |config| {
+            config.linux().overhead = Some(size(11, 0));
+            config.linux().resources = Some(size(0, 64 * MIB));
+        })
+        .await;
+    assert_eq!(pod_size(&node, &pod.id).await, serde_json::json!([11, 64 * MIB]));
+    let config = node.container(&pod.config, "main", &image, &["sleep", "4245"]);
+    let running = node.run_in(&pod.id, &pod.config, &config).await.unwrap();
+    let limit = || cgroup_file(&node, "memory", "memory.limit_in_bytes", "memory.max");
+    let unlimited = limit();
+    let request = |id: &str, overhead, resources| UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: id.into(),
+        overhead,
+        resources,
+    };
+    // What is left out stays.
+    update_pod(&node, request(&pod.id, None, Some(size(0, 96 * MIB)))).await.unwrap();
+    assert_eq!(pod_size(&node, &pod.id).await, serde_json::json!([11, 96 * MIB]));
+    update_pod(&node, request(&pod.id, Some(size(12, 0)), None)).await.unwrap();
+    assert_eq!(pod_size(&node, &pod.id).await, serde_json::json!([12, 96 * MIB]));
+    assert_eq!(limit(), unlimited, "the pod's size is the kubelet's to enforce");
+    let wrong = LinuxContainerResources { cpu_quota: -7, ..Default::default() };
+    let answer = update_pod(&node, request(&pod.id, None, Some(wrong))).await;
+    node.assert_fails(answer, Code::InvalidArgument, "resources.cpu_quota");
+    let unknown = "e".repeat(64);
+    node.assert_fails(update_pod(&node, request(&unknown, None, None)).await, Code::NotFound, &unknown);
+    node.daemon.kill();
+    node.restart();
+    assert_eq!(pod_size(&node, &pod.id).await, serde_json::json!([12, 96 * MIB]), "after a restart");
+    assert_eq!(node.cri.status(&running.container).await.unwrap().state(), ContainerState::ContainerRunning);
+    node.cri.stop_pod(&pod.id).await.unwrap();
+    let answer = update_pod(&node, request(&pod.id, None, None)).await;
+    node.assert_fails(answer, Code::FailedPrecondition, &pod.id);
+    node.cri.remove_pod(&pod.id).await.unwrap();
 }

@@ -28,6 +28,7 @@ mod stats;
 mod status;
 mod streams;
 mod update_container_resources;
+mod update_pod_sandbox_resources;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -40,8 +41,7 @@ use crate::node::Node;
 use crate::streaming::Streaming;
 
 /// RPCs that later work builds.
-pub const UNIMPLEMENTED: &[&str] =
-    &["CheckpointContainer", "CheckpointPod", "RestorePod", "UpdatePodSandboxResources"];
+pub const UNIMPLEMENTED: &[&str] = &["CheckpointContainer", "CheckpointPod", "RestorePod"];
 
 /// Version of this program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -245,6 +245,14 @@ impl v1::runtime_service_server::RuntimeService for Services {
     ) -> Answer<v1::UpdateContainerResourcesResponse> {
         let result = update_container_resources::answer(&self.node, request.into_inner()).await;
         answer("UpdateContainerResources", result)
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        let result = update_pod_sandbox_resources::answer(&self.node, request.into_inner()).await;
+        answer("UpdatePodSandboxResources", result)
     }
 
     async fn reopen_container_log(

@@ -6,6 +6,8 @@ use std::path::Path;
 use pinnace_cri_api::v1;
 use pinnace_network::{PortMapping, Protocol};
 
+use super::container_config::resources;
+use crate::container::record::Resources;
 use crate::error::Error;
 use crate::owner_map::{IdRange, OwnerMap};
 use crate::sandbox::record::{Dns, NamespaceMode, Namespaces, SandboxConfig, SandboxName};
@@ -67,7 +69,13 @@ pub fn parse(config: Option<v1::PodSandboxConfig>, runtime_handler: String) -> R
         user_namespace,
         privileged: security.privileged,
         runtime_handler,
+        overhead: limits("overhead", linux.overhead)?,
+        resources: limits("resources", linux.resources)?,
     })
+}
+
+fn limits(name: &str, given: Option<v1::LinuxContainerResources>) -> Result<Option<Resources>, Error> {
+    given.map(|given| resources(&format!("config.linux.{name}"), given)).transpose()
 }
 
 /// An absolute path without `..`, NUL or line breaks.

@@ -6,6 +6,7 @@ pub mod record;
 pub mod remove;
 pub mod run;
 pub mod stop;
+pub mod update;
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::record::Resources;
 use crate::id::SandboxId;
 use crate::owner_map::OwnerMap;
 
@@ -91,6 +92,12 @@ pub struct SandboxConfig {
     pub privileged: bool,
     /// RuntimeClass handler; empty is the default.
     pub runtime_handler: String,
+    /// What the pod takes besides its containers, as the kubelet said last. It is the kubelet that limits the pod's cgroup.
+    #[serde(default)]
+    pub overhead: Option<Resources>,
+    /// The pod's size as the kubelet said last; likewise.
+    #[serde(default)]
+    pub resources: Option<Resources>,
 }
 
 /// A sandbox's network, as attached.

@@ -83,6 +83,11 @@ impl Node {
 
     /// Starts one; `change` is made to the configuration that all tests have.
     pub fn start_changed(change: impl FnOnce(String) -> String) -> Option<Node> {
+        Node::start_in(|_, config| change(config))
+    }
+
+    /// Starts one; `change` is made to the configuration that all tests have, for what it needs of the world's places.
+    pub fn start_in(change: impl FnOnce(&World, String) -> String) -> Option<Node> {
         let world = match World::new() {
             Ok(world) => Arc::new(world),
             Err(reason) => {
@@ -91,7 +96,7 @@ impl Node {
             }
         };
         let registry = Registry::start(world.clone());
-        let daemon = Daemon::start(world.clone(), &change(Node::config(&world)));
+        let daemon = Daemon::start(world.clone(), &change(&world, Node::config(&world)));
         let cri = Cri::new(&daemon.socket);
         Some(Node { cri, daemon, registry, images: catalog::layout(), world, restarted: false })
     }

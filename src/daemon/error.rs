@@ -467,6 +467,12 @@ impl From<pinnace_spec::image::Error> for Error {
     }
 }
 
+impl From<pinnace_spec::cdi::Error> for Error {
+    fn from(error: pinnace_spec::cdi::Error) -> Self {
+        Self::Spec(error.into())
+    }
+}
+
 impl From<pinnace_spec::user::Error> for Error {
     fn from(error: pinnace_spec::user::Error) -> Self {
         Self::Spec(error.into())

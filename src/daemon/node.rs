@@ -11,6 +11,7 @@ use pinnace_pull::Puller;
 use pinnace_registry::Client;
 use pinnace_seccomp::{KernelVersion, ProgramCache};
 use pinnace_spec::Facts;
+use pinnace_spec::cdi;
 use pinnace_spec::process::{Host, SeccompProgram};
 use pinnace_store::Store;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +51,8 @@ pub struct Node {
     pub facts: Arc<Facts>,
     /// Whether containers can have the default AppArmor profile.
     pub apparmor: DefaultProfile,
+    /// Devices of the Container Device Interface.
+    pub cdi: cdi::Registry,
     /// For the seccomp profile.
     pub kernel: KernelVersion,
     /// Compiled filters, one per distinct profile.
@@ -107,6 +110,7 @@ impl Node {
         let tasks = TaskTracker::new();
         Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
+            cdi: cdi::Registry::new(parts.config.container.cdi_spec_dirs.clone()),
             config: parts.config,
             store: parts.store,
             puller: parts.puller,

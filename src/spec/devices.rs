@@ -79,6 +79,26 @@ pub fn host_device(host_path: &Path, container_path: &Path, permissions: &str) -
     Ok(Devices { nodes, rules })
 }
 
+/// A device that is known by its number, whether or not the host has a node of it.
+pub fn numbered(
+    container_path: &Path,
+    typ: LinuxDeviceType,
+    major: i64,
+    minor: i64,
+    permissions: &str,
+) -> Result<Devices, Error> {
+    let access = access(permissions)?;
+    let mut node = LinuxDevice::default();
+    node.set_path(validate::container_path("device", container_path)?);
+    node.set_typ(typ);
+    node.set_major(major);
+    node.set_minor(minor);
+    node.set_file_mode(None);
+    // A pipe is not a device to a control group.
+    let rules = if typ == LinuxDeviceType::P { Vec::new() } else { vec![rule(&node, &access)] };
+    Ok(Devices { nodes: vec![node], rules })
+}
+
 /// Every device node below the host's `/dev`, for a privileged container.
 pub fn all_host_devices() -> Result<Vec<LinuxDevice>, Error> {
     let path = Path::new("/dev");

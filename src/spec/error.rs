@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use crate::{image, user};
+use crate::{cdi, image, user};
 
 /// Class of an error: what the caller may do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +103,9 @@ pub enum Error {
     /// The seccomp profile cannot be compiled.
     #[error("linux.seccomp")]
     Seccomp(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A device of the Container Device Interface cannot be given.
+    #[error(transparent)]
+    Cdi(#[from] cdi::Error),
     /// The user cannot be determined.
     #[error(transparent)]
     User(#[from] user::Error),
@@ -130,6 +133,7 @@ impl Error {
                 _ => Code::Internal,
             },
             Self::Fact { .. } => Code::Internal,
+            Self::Cdi(error) => error.code(),
             Self::User(error) => error.code(),
             Self::Image(error) => error.code(),
         }

@@ -12,6 +12,7 @@
 //! the name of its field, never dropped. Annotations decide nothing (reliability rule R8).
 
 pub mod capabilities;
+pub mod cdi;
 pub mod defaults;
 pub mod devices;
 mod error;

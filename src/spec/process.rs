@@ -362,7 +362,7 @@ fn console_size(process: &Process) -> Result<(u32, u32), Error> {
 }
 
 /// Sets an entry in the place of the one with its key.
-fn replace(env: &mut Vec<String>, entry: &str) {
+pub(crate) fn replace(env: &mut Vec<String>, entry: &str) {
     let key = entry.split_inclusive('=').next().unwrap_or_default();
     match env.iter_mut().find(|other| other.starts_with(key)) {
         Some(other) => entry.clone_into(other),

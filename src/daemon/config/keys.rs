@@ -180,6 +180,9 @@ sections! {
         /// Whether a device of the host belongs, in a container, to the user and group that the pod runs it as. Otherwise it
         /// belongs to whom it belongs to on the host.
         device_ownership: bool = "false", boolean;
+        /// Where devices of the Container Device Interface are described: *.json and *.yaml. What a later directory says goes
+        /// before what an earlier one says. Changes count at once, for containers to come. Empty: no such devices.
+        cdi_spec_dirs: Vec<PathBuf> = r#"["/etc/cdi", "/var/run/cdi"]"#, paths;
         /// Size of /dev/shm, which the containers of a pod share.
         shm_size: u64 = r#""64MiB""#, |v| bytes(v, 4 * KIB..=64 * GIB);
         /// Longer lines of output are split in the log, with the mark that the CRI has for that.

@@ -27,6 +27,8 @@ pub struct ContainerRequest {
     pub mounts: Vec<MountRequest>,
     /// Devices of the host.
     pub devices: Vec<DeviceRequest>,
+    /// Devices of the Container Device Interface, `vendor/class=name`, of the field and of annotations.
+    pub cdi_devices: Vec<String>,
     /// Returned as given.
     pub labels: BTreeMap<String, String>,
     /// Returned as given.

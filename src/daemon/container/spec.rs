@@ -131,6 +131,8 @@ pub fn build(
             linux.set_rootfs_propagation(Some(propagation.to_owned()));
         }
     }
+    // Last, so that what the files of the devices say holds.
+    node.cdi.inject(&mut spec, &request.cdi_devices)?;
     Ok(Built { spec, binary_env })
 }
 

@@ -1,6 +1,7 @@
 //! ContainerConfig to our own request; everything about it that can be wrong by itself is found here.
 
 use pinnace_cri_api::v1;
+use pinnace_spec::cdi;
 
 use super::{mounts, sandbox_config::absolute, security, signal};
 use crate::container::record::{ContainerName, Resources};
@@ -21,9 +22,6 @@ pub fn parse(config: v1::ContainerConfig) -> Result<ContainerRequest, Error> {
         let reason = format!("no handler {:?} is configured; the default is \"\"", image.runtime_handler);
         return Err(Error::invalid("config.image.runtime_handler", reason));
     }
-    if !config.cdi_devices.is_empty() {
-        return Err(Error::invalid("config.CDI_devices", "CDI devices are not supported yet"));
-    }
     if !config.log_path.is_empty() {
         // A joined absolute path would replace its base (rule R1); `..` would leave it (CVE-2025-0750).
         absolute("config.log_path", &format!("/{}", config.log_path))?;
@@ -42,6 +40,7 @@ pub fn parse(config: v1::ContainerConfig) -> Result<ContainerRequest, Error> {
         envs: config.envs.into_iter().map(|env| (env.key, env.value)).collect(),
         mounts: mounts::parse(config.mounts)?,
         devices: devices(config.devices)?,
+        cdi_devices: cdi_devices(config.cdi_devices, &config.annotations)?,
         labels: config.labels.into_iter().collect(),
         annotations: config.annotations.into_iter().collect(),
         log_path: config.log_path,
@@ -69,6 +68,22 @@ fn devices(devices: Vec<v1::Device>) -> Result<Vec<DeviceRequest>, Error> {
         Ok(DeviceRequest { container_path, host_path: device.host_path, permissions })
     };
     devices.into_iter().enumerate().map(parse).collect()
+}
+
+/// The field, then annotations: device plugins older than the field say it there, and the kubelet passes that on. A pod's own
+/// annotations do not come this way.
+fn cdi_devices(
+    devices: Vec<v1::CdiDevice>,
+    annotations: &std::collections::HashMap<String, String>,
+) -> Result<Vec<String>, Error> {
+    let mut names: Vec<String> = devices.into_iter().map(|device| device.name).collect();
+    for name in &names {
+        name.parse::<cdi::Name>()?;
+    }
+    let mut sorted: Vec<_> = annotations.iter().collect();
+    sorted.sort();
+    names.extend(cdi::annotated(sorted)?);
+    Ok(names)
 }
 
 /// Limits; 0 and empty mean unset.

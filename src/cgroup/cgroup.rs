@@ -136,10 +136,16 @@ impl Cgroup {
         if !self.exists()? {
             return Err(CgroupError::NotFound { path: self.path.to_string() });
         }
-        let mut settings = settings(&self.hierarchy, resources)?;
-        self.keep_quota(&mut settings)?;
+        let settings = self.settings(resources)?;
         self.check_usage(resources)?;
         setting::write_all(&settings, Undo::OnFailure, |controller| self.place(controller))
+    }
+
+    /// Every file that the resources set, quota and period complete.
+    pub(crate) fn settings(&self, resources: &LinuxResources) -> Result<Vec<Setting>> {
+        let mut settings = settings(&self.hierarchy, resources)?;
+        self.keep_quota(&mut settings)?;
+        Ok(settings)
     }
 
     /// Replaces the device filter. On v2 atomically; on v1 there is a moment without any device, and the kernel

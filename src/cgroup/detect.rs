@@ -17,6 +17,10 @@ const MOUNTINFO: &str = "/proc/self/mountinfo";
 const SELF_CGROUP: &str = "/proc/self/cgroup";
 /// systemd makes this directory early and only as PID 1 (sd_booted(3)).
 const SYSTEMD_BOOTED: &str = "/run/systemd/system";
+/// What the first process of this PID namespace is called; in a container with its own the directory may be the host's.
+const FIRST_PROCESS: &str = "/proc/1/comm";
+/// Where systemd is spoken to.
+const SYSTEM_BUS: &str = "/run/dbus/system_bus_socket";
 
 /// v1 controllers of current kernels; other mount options of a cgroup mount are not controllers.
 const V1_CONTROLLERS: [&str; 14] = [
@@ -172,7 +176,8 @@ impl Hierarchy {
         if mode == Mode::Unified {
             mounts.retain(|mount| mount.kind == Kind::V2);
         }
-        let driver = if Path::new(SYSTEMD_BOOTED).is_dir() { Driver::Systemd } else { Driver::Cgroupfs };
+        let driver =
+            if mode == Mode::Unified && systemd_can_drive() { Driver::Systemd } else { Driver::Cgroupfs };
         Ok(Self(Arc::new(Inner {
             mode,
             driver,
@@ -222,6 +227,12 @@ impl Hierarchy {
     pub(crate) fn unified_controllers(&self) -> &BTreeSet<String> {
         &self.0.unified_controllers
     }
+}
+
+/// Whether systemd is process 1 here and can be asked. On v1 it is not: see `systemd`.
+fn systemd_can_drive() -> bool {
+    let first = fs::read_to_string(FIRST_PROCESS).unwrap_or_default();
+    first.trim_end() == "systemd" && Path::new(SYSTEMD_BOOTED).is_dir() && Path::new(SYSTEM_BUS).exists()
 }
 
 /// A cgroup mount as the mount table tells it.

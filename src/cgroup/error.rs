@@ -124,6 +124,16 @@ pub enum CgroupError {
         /// How long.
         waited: Duration,
     },
+    /// systemd did not do what it was asked for.
+    #[error("{operation} {unit}: systemd: {message}")]
+    Systemd {
+        /// Verb: start, stop, change, reach systemd for.
+        operation: &'static str,
+        /// The unit.
+        unit: String,
+        /// What it says, or what the bus says.
+        message: String,
+    },
     /// This driver or cgroup mode cannot do that.
     #[error("{operation} is not possible with {with}")]
     Unsupported {
@@ -169,9 +179,11 @@ impl CgroupError {
             Self::Write { errno: Errno::BUSY, .. } => Code::FailedPrecondition,
             Self::Io { errno: Errno::AGAIN | Errno::NOSPC | Errno::NOMEM, .. } => Code::ResourceExhausted,
             Self::Io { errno: Errno::NOENT | Errno::NODEV, .. } => Code::NotFound,
-            Self::Io { .. } | Self::Write { .. } | Self::Malformed { .. } | Self::DeviceProgram { .. } => {
-                Code::Internal
-            }
+            Self::Io { .. }
+            | Self::Write { .. }
+            | Self::Malformed { .. }
+            | Self::DeviceProgram { .. }
+            | Self::Systemd { .. } => Code::Internal,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Cgroups v1, v2 and hybrids of both behind one type, with the cgroupfs driver.
+//! Cgroups v1, v2 and hybrids of both behind one type, with the cgroupfs and systemd drivers.
 //!
 //! A [`Hierarchy`] is what the machine mounts; a [`Cgroup`] is one path in all of it:
 //!
@@ -19,6 +19,9 @@
 //! of the mount, so a [`Cgroup`] costs no descriptor and [`Cgroup::open`] after a restart is as good as the
 //! original. Limits come from the OCI [`LinuxResources`](oci_spec::runtime::LinuxResources), as a list of
 //! settings that is written all or nothing.
+//!
+//! That is the cgroupfs driver. Where systemd owns the tree, containers below its slices are told to it as scopes, see
+//! [`Systemd`] and its module.
 
 mod cgroup;
 mod detect;
@@ -33,6 +36,7 @@ mod oom;
 mod path;
 mod session;
 mod setting;
+mod systemd;
 mod unified;
 mod usage;
 mod v1;
@@ -45,4 +49,5 @@ pub use error::{CgroupError, Code, Result};
 pub use oom::OomCounter;
 pub use path::CgroupPath;
 pub use session::Session;
+pub use systemd::{Scope, Systemd};
 pub use usage::{Detail, DeviceIo, HugePages, Memory, Pressure, Stall, Swap, Usage};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
 use oci_spec::runtime::LinuxSeccomp;
-use pinnace_cgroup::{Driver, Hierarchy};
+use pinnace_cgroup::{Driver, Hierarchy, Systemd};
 use pinnace_pull::Puller;
 use pinnace_registry::Client;
 use pinnace_seccomp::{KernelVersion, ProgramCache};
@@ -47,6 +47,8 @@ pub struct Node {
     pub network: PodNetworks,
     /// The machine's cgroups.
     pub hierarchy: Hierarchy,
+    /// systemd, if it is the driver of cgroups.
+    pub systemd: Option<Systemd>,
     /// What the kernel and this process can do.
     pub facts: Arc<Facts>,
     /// Whether containers can have the default AppArmor profile.
@@ -92,6 +94,8 @@ pub struct Parts {
     pub network: PodNetworks,
     /// The machine's cgroups.
     pub hierarchy: Hierarchy,
+    /// systemd, if it is the driver of cgroups.
+    pub systemd: Option<Systemd>,
     /// What the kernel and this process can do.
     pub facts: Facts,
     /// Whether containers can have the default AppArmor profile.
@@ -117,6 +121,7 @@ impl Node {
             registry: parts.registry,
             network: parts.network,
             hierarchy: parts.hierarchy,
+            systemd: parts.systemd,
             facts: Arc::new(parts.facts),
             apparmor: parts.apparmor,
             kernel: parts.kernel,
@@ -203,7 +208,7 @@ impl Node {
 
     /// Who makes cgroups. The kubelet follows it, so it is what this program does, whatever runs the machine.
     pub fn cgroup_driver(&self) -> Driver {
-        Driver::Cgroupfs
+        if self.systemd.is_some() { Driver::Systemd } else { Driver::Cgroupfs }
     }
 
     /// Directory of a sandbox's record and sockets.

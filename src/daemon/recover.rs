@@ -168,20 +168,26 @@ async fn agree(node: &Arc<Node>, container: &Arc<Container>, known: Option<&Cont
         (Status::Starting | Status::Running { .. }, Some(ContainerState { exit: Some(exited), .. })) => {
             exit::observed(node, container, exited).await;
         }
+        // The daemon before was about to tell systemd of it; the program has not begun.
+        (Status::Starting, Some(ContainerState { held: true, .. })) => {
+            cut_short(node, container).await;
+        }
         (Status::Starting, Some(running)) => {
             let (pid, started_at_ns) = (running.pid, running.started_at_ns);
             exit::settle(container, |record| record.status = Status::Running { pid, started_at_ns });
         }
         // The launch did not reach the monitor, or failed there: nothing of it is left.
-        (Status::Starting, None) => {
-            exit::kill(node, container).await;
-            let message = "the daemon ended during the start".to_owned();
-            let ended = crate::container::record::Exit::start_error(message, crate::clock::realtime_ns());
-            exit::ended(node, container, ended).await;
-        }
+        (Status::Starting, None) => cut_short(node, container).await,
         (Status::Running { .. }, None) => exit::without_monitor(node, container).await,
         (Status::Running { .. }, Some(_)) | (Status::Created | Status::Exited(_), _) => {}
     }
+}
+
+async fn cut_short(node: &Arc<Node>, container: &Arc<Container>) {
+    exit::kill(node, container).await;
+    let message = "the daemon ended during the start".to_owned();
+    let ended = crate::container::record::Exit::start_error(message, crate::clock::realtime_ns());
+    exit::ended(node, container, ended).await;
 }
 
 /// Snapshots of nobody, volumes of nobody, network attachments of nobody.

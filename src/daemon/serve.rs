@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use pinnace_admin_api::v1::images_server::ImagesServer;
-use pinnace_cgroup::Hierarchy;
+use pinnace_cgroup::{Driver, Hierarchy, Systemd};
 use pinnace_cri_api::v1::image_service_server::ImageServiceServer;
 use pinnace_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use pinnace_pull::Puller;
@@ -131,6 +131,7 @@ fn open(config: Config) -> anyhow::Result<Parts> {
     tracing::info!(form = ?store.form(), why = store.form_reason(), "layer form");
     let network = PodNetworks::open(&config)?;
     let hierarchy = Hierarchy::detect().context("find cgroups")?;
+    let systemd = systemd(&config, &hierarchy)?;
     let facts = Facts::detect().context("find out what this kernel can do")?;
     let monitor_program =
         pinnace_launcher::client::seal(pinnace_monitor_image::BYTES).context("seal the monitor's program")?;
@@ -150,6 +151,7 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         network,
         store,
         hierarchy,
+        systemd,
         facts,
         apparmor: apparmor::DefaultProfile::Disabled,
         kernel,
@@ -157,6 +159,21 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         user_namespaces,
         config,
     })
+}
+
+/// systemd, if it is the one that makes cgroups.
+fn systemd(config: &Config, hierarchy: &Hierarchy) -> anyhow::Result<Option<Systemd>> {
+    let possible = hierarchy.driver() == Driver::Systemd;
+    if config.container.cgroup_driver == config::CgroupDriver::Systemd && !possible {
+        anyhow::bail!(
+            "container.cgroup_driver is \"systemd\", which needs systemd as process 1, the system bus, and unified \
+             cgroups (v2); here they are {:?}",
+            hierarchy.mode()
+        );
+    }
+    let wanted = possible && config.container.cgroup_driver != config::CgroupDriver::Cgroupfs;
+    tracing::info!(driver = if wanted { "systemd" } else { "cgroupfs" }, mode = ?hierarchy.mode(), "cgroups");
+    Ok(wanted.then(Systemd::new))
 }
 
 fn registry_options(config: &Config) -> pinnace_registry::Options {

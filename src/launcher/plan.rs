@@ -300,6 +300,10 @@ pub struct CgroupJoin {
     /// Slot of `memory.events` or `memory.oom_control`, read at start and at exit for the number of OOM kills.
     #[prost(uint32, optional, tag = "3")]
     pub oom_counter: Option<Slot>,
+    /// Slot of the same file of the group above, which is looked at when the cgroup is gone before it could be read:
+    /// systemd removes the cgroup of a scope at once.
+    #[prost(uint32, optional, tag = "4")]
+    pub group_oom_counter: Option<Slot>,
 }
 
 /// What the program's descriptors 0, 1, 2 are.

@@ -49,6 +49,8 @@ pub struct CgroupJoin {
     pub directory: Option<OwnedFd>,
     /// The counter of OOM kills.
     pub oom_counter: Option<OwnedFd>,
+    /// That of the group above, where the cgroup may vanish by itself.
+    pub group_oom_counter: Option<OwnedFd>,
 }
 
 /// Standard streams of a container.
@@ -150,6 +152,7 @@ impl Slots {
             tasks: cgroup.tasks.into_iter().map(|tasks| self.push(tasks)).collect(),
             directory: cgroup.directory.map(|directory| self.push(directory)),
             oom_counter: cgroup.oom_counter.map(|counter| self.push(counter)),
+            group_oom_counter: cgroup.group_oom_counter.map(|counter| self.push(counter)),
         }
     }
 

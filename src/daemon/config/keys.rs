@@ -165,8 +165,13 @@ sections! {
 
     /// Containers: what holds where neither the pod nor the image says otherwise.
     ["container"] Container {
-        /// The cgroup below which pods go that name no parent.
-        cgroup_parent: String = r#""/pinnace""#, cgroup_parent;
+        /// Who makes cgroups: "cgroupfs", the daemon; "systemd", which then knows containers as scopes, and every pod must
+        /// name a slice as its parent; or "auto": systemd where it is process 1 and cgroups are unified, for pods whose
+        /// parent is a slice. The kubelet asks and follows.
+        cgroup_driver: CgroupDriver = r#""auto""#, cgroup_driver;
+        /// The cgroup below which pods go that name no parent: a path or, for the systemd driver, a slice. Empty:
+        /// "pinnace.slice" with the systemd driver, else "/pinnace".
+        cgroup_parent: String = r#""""#, cgroup_parent;
         /// Limits of processes: "nofile=1024:524288" (soft:hard), "core=0", "memlock=unlimited". What is not listed is
         /// what the daemon itself has.
         rlimits: Vec<Rlimit> = r#"["nofile=1024:524288"]"#, rlimits;

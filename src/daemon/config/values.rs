@@ -24,6 +24,17 @@ pub enum LogFormat {
     Json,
 }
 
+/// Who makes cgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// systemd, where it can and for pods whose parent is a slice.
+    Auto,
+    /// The daemon.
+    Cgroupfs,
+    /// systemd, or there is no start.
+    Systemd,
+}
+
 /// The form in which new layers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LayerForm {
@@ -240,6 +251,18 @@ pub(super) fn layer_form(value: &DeValue<'_>) -> Result<LayerForm, String> {
     )
 }
 
+/// Who makes cgroups.
+pub(super) fn cgroup_driver(value: &DeValue<'_>) -> Result<CgroupDriver, String> {
+    choice(
+        value,
+        &[
+            ("auto", CgroupDriver::Auto),
+            ("cgroupfs", CgroupDriver::Cgroupfs),
+            ("systemd", CgroupDriver::Systemd),
+        ],
+    )
+}
+
 /// Which network pods get.
 pub(super) fn cni_mode(value: &DeValue<'_>) -> Result<CniMode, String> {
     choice(value, &[("auto", CniMode::Auto), ("cni", CniMode::Cni), ("built-in", CniMode::BuiltIn)])
@@ -312,9 +335,12 @@ pub(super) fn interface(value: &DeValue<'_>) -> Result<String, String> {
     }
 }
 
-/// A cgroup's path below the root of its hierarchy, or a slice.
+/// A cgroup's path below the root of its hierarchy, or a slice, or nothing.
 pub(super) fn cgroup_parent(value: &DeValue<'_>) -> Result<String, String> {
     let parent = text(value, "a cgroup")?;
+    if parent.is_empty() {
+        return Ok(String::new());
+    }
     let slice = parent.ends_with(".slice") && !parent.contains('/');
     let path = parent.starts_with('/') && check_path(Path::new(parent)).is_ok();
     if slice || path {

@@ -258,7 +258,8 @@ fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command)
     let cgroup = Cgroup::open(&node.hierarchy, &CgroupPath::try_from(record.cgroup_path.as_str())?)?;
     let group = cgroup.session(exec_id)?;
     let join = group.join_fds()?;
-    let cgroup = slots.join(CgroupJoin { tasks: join.tasks, directory: join.clone_into, oom_counter: None });
+    let cgroup =
+        slots.join(CgroupJoin { tasks: join.tasks, directory: join.clone_into, ..CgroupJoin::default() });
     let request = protocol::Exec {
         exec_id: exec_id.to_owned(),
         container_id: container.id.to_string(),

@@ -20,12 +20,12 @@ pub fn settle(container: &Container, change: impl Fn(&mut ContainerRecord)) {
 
 /// The monitor saw it end.
 pub async fn observed(node: &Arc<Node>, container: &Arc<Container>, exited: &Exited) {
-    if matches!(container.status(), Status::Exited(_)) {
-        return;
+    // A start that failed while the process was held has had its end already.
+    if !matches!(container.status(), Status::Exited(_)) {
+        let exit = Exit::observed(exited);
+        tracing::info!(container_id = %container.id, code = exit.code, reason = exit.reason, "container exited");
+        ended(node, container, exit).await;
     }
-    let exit = Exit::observed(exited);
-    tracing::info!(container_id = %container.id, code = exit.code, reason = exit.reason, "container exited");
-    ended(node, container, exit).await;
     // Only now that the exit is recorded may the monitor forget it.
     if let Some(monitor) = container.sandbox.monitor() {
         let forget = Request::Forget(ContainerRef { container_id: container.id.to_string() });

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use oci_spec::runtime::Spec;
-use pinnace_cgroup::{Cgroup, CgroupPath, Limits};
+use oci_spec::runtime::{LinuxResources, Spec};
+use pinnace_cgroup::{Cgroup, CgroupPath, Limits, Scope};
 use pinnace_launcher::plan::LaunchPlan;
-use pinnace_launcher::protocol::{Launch, Launched, Reply, Request};
+use pinnace_launcher::protocol::{ContainerRef, Launch, Launched, Reply, Request};
 use pinnace_spec::lower::{CgroupJoin, Context, Log, MissingSource, PodNamespaces, Source, Stdio};
 use pinnace_spec::process::Host;
 use pinnace_store::MountOptions;
@@ -79,10 +79,38 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>) -> Result<Launched
     let monitor =
         container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
     let planned = Arc::clone(container);
-    let (plan, descriptors) =
+    let Planned { plan, descriptors, scope } =
         node.blocking(move |node| node.with_host(|host| plan(node, &planned, host))).await?;
     let request = Launch { container_id: container.id.to_string(), plan: Some(plan) };
-    launched(&monitor, Request::Launch(request), &descriptors, container).await
+    let begun = launched(&monitor, Request::Launch(request), &descriptors, container).await?;
+    let Some(scope) = scope else { return Ok(begun) };
+    drop(descriptors);
+    let started = match adopt(node, container, scope, begun.pid).await {
+        Ok(()) => {
+            let start = Request::Start(ContainerRef { container_id: container.id.to_string() });
+            launched(&monitor, start, &[], container).await
+        }
+        Err(error) => Err(error),
+    };
+    if started.is_err() {
+        // It may still be held.
+        exit::kill(node, container).await;
+    }
+    started
+}
+
+/// Makes the cgroup of a held process systemd's scope, and its limits exactly what they were.
+async fn adopt(
+    node: &Arc<Node>,
+    container: &Container,
+    (cgroup, resources): (Cgroup, LinuxResources),
+    pid: i32,
+) -> Result<(), Error> {
+    let Some(systemd) = &node.systemd else { return Ok(()) };
+    let name = container.record().name.name;
+    let description = format!("container {name} of pod {}", container.sandbox.config.name);
+    systemd.adopt(&cgroup, &resources, pid.unsigned_abs(), &description).await?;
+    node.blocking(move |_| Ok(cgroup.update(&resources)?)).await
 }
 
 /// Sends a request that starts a process.
@@ -99,7 +127,14 @@ pub(super) async fn launched(
     }
 }
 
-fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPlan, Vec<OwnedFd>), Error> {
+/// What the monitor is sent, and what systemd is told while the process is held.
+struct Planned {
+    plan: LaunchPlan,
+    descriptors: Vec<OwnedFd>,
+    scope: Option<(Cgroup, LinuxResources)>,
+}
+
+fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<Planned, Error> {
     let record = container.record();
     let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
     let user_namespace = container.sandbox.user_namespace(node)?;
@@ -112,9 +147,10 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPla
         }
     };
     let pod = PodPaths::of(&container.sandbox);
+    let (join, scope) = cgroup(node, &record.cgroup_path, record.privileged, &spec)?;
     let context = Context {
         rootfs,
-        cgroup: cgroup(node, &record.cgroup_path, record.privileged, &spec)?,
+        cgroup: join,
         stdio: Stdio {
             log: log(&record.log_directory, &record.log_name)?,
             stdin: record.stdin,
@@ -133,7 +169,7 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPla
         sources: sources(node, container, user_namespace.as_deref())?,
         missing_source: MissingSource::Refuse,
         binary_env: record.binary_env.clone(),
-        hold: false,
+        hold: scope.is_some(),
         host,
     };
     let lowered = pinnace_spec::lower(&spec, context)?;
@@ -147,7 +183,7 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<(LaunchPla
     if let Some(process) = &mut plan.process {
         process.umask = Some(node.config.container.umask);
     }
-    Ok((plan, lowered.descriptors))
+    Ok(Planned { plan, descriptors: lowered.descriptors, scope })
 }
 
 /// Sources of mounts that are no paths of the host.
@@ -183,15 +219,27 @@ fn sources(
 }
 
 /// Makes the container's cgroup and the descriptors by which its first process joins it.
-fn cgroup(node: &Node, path: &str, privileged: bool, spec: &Spec) -> Result<CgroupJoin, Error> {
+fn cgroup(
+    node: &Node,
+    path: &str,
+    privileged: bool,
+    spec: &Spec,
+) -> Result<(CgroupJoin, Option<(Cgroup, LinuxResources)>), Error> {
     let path = CgroupPath::try_from(path)?;
-    let none = Default::default();
+    let none = LinuxResources::default();
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
     let limits = if privileged { Limits::group(resources) } else { Limits::container(resources) };
     let cgroup = Cgroup::create(&node.hierarchy, &path, &limits)?;
     let join = cgroup.join_fds()?;
     let oom_counter = Some(cgroup.open_oom_counter()?.into());
-    Ok(CgroupJoin { tasks: join.tasks, directory: join.clone_into, oom_counter })
+    let of_systemd = node.systemd.is_some() && Scope::of(&path).is_some();
+    let above = path.parent().filter(|parent| of_systemd && !parent.is_root());
+    let group_oom_counter = match above {
+        Some(parent) => Some(Cgroup::open(&node.hierarchy, &parent)?.open_oom_counter()?.into()),
+        None => None,
+    };
+    let scope = of_systemd.then(|| (cgroup, resources.clone()));
+    Ok((CgroupJoin { tasks: join.tasks, directory: join.clone_into, oom_counter, group_oom_counter }, scope))
 }
 
 /// Both parts must be given; the second is relative and has no `..` (rule R24).

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use oci_spec::runtime::Spec;
-use pinnace_cgroup::{Cgroup, CgroupPath};
+use oci_spec::runtime::{LinuxResources, Spec};
+use pinnace_cgroup::{Cgroup, CgroupPath, Scope};
 
 use super::record::{Resources, Status};
 use super::{Container, spec};
@@ -17,13 +17,12 @@ pub async fn update(node: &Node, id: &str, change: Resources) -> Result<(), Erro
     node.mutation(|node| async move {
         let _turn = container.operation.lock().await;
         let what = format!("update container {}", container.id);
-        let updated = Arc::clone(&container);
-        node.blocking(move |node| apply(node, &updated, change)).await.within(|| what)
+        apply(&node, &container, change).await.within(|| what)
     })
     .await
 }
 
-fn apply(node: &Node, container: &Container, change: Resources) -> Result<(), Error> {
+async fn apply(node: &Arc<Node>, container: &Arc<Container>, change: Resources) -> Result<(), Error> {
     let record = container.record();
     let merged = merge(record.resources.clone(), change);
     let resources = spec::resources(&merged)?;
@@ -31,11 +30,42 @@ fn apply(node: &Node, container: &Container, change: Resources) -> Result<(), Er
         // It may end at any time: the kubelet learns that from the status, not from this.
         Status::Exited(_) => return Ok(()),
         Status::Running { .. } => {
-            Cgroup::open(&node.hierarchy, &CgroupPath::try_from(record.cgroup_path.as_str())?)?
-                .update(&resources)?;
+            let cgroup = Cgroup::open(&node.hierarchy, &CgroupPath::try_from(record.cgroup_path.as_str())?)?;
+            let before = spec::resources(&record.resources)?;
+            write(node, cgroup, resources.clone(), before).await?;
         }
         Status::Created | Status::Starting => {}
     }
+    let updated = Arc::clone(container);
+    node.blocking(move |_| remember(&updated, &merged, resources)).await
+}
+
+/// To the files, where the kernel says what it refuses, then to systemd, which would not.
+async fn write(
+    node: &Arc<Node>,
+    cgroup: Cgroup,
+    resources: LinuxResources,
+    before: LinuxResources,
+) -> Result<(), Error> {
+    let (files, wanted) = (cgroup.clone(), resources.clone());
+    node.blocking(move |_| Ok(files.update(&wanted)?)).await?;
+    let Some(systemd) = node.systemd.as_ref().filter(|_| Scope::of(cgroup.path()).is_some()) else {
+        return Ok(());
+    };
+    match systemd.update(&cgroup, &resources).await {
+        // Written again, for systemd rounds.
+        Ok(()) => node.blocking(move |_| Ok(cgroup.update(&resources)?)).await,
+        Err(error) => {
+            let restored = node.blocking(move |_| Ok(cgroup.update(&before)?)).await;
+            if let Err(error) = restored {
+                tracing::warn!(error = error.chain(), "old limits could not be written back");
+            }
+            Err(error.into())
+        }
+    }
+}
+
+fn remember(container: &Container, merged: &Resources, resources: LinuxResources) -> Result<(), Error> {
     let path = Container::spec_path(&container.directory);
     let mut spec: Spec = disk::read(&path)?;
     if let Some(linux) = spec.linux_mut() {

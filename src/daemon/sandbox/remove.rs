@@ -37,9 +37,13 @@ async fn remove_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), 
     });
     futures_util::future::join_all(removals).await.into_iter().collect::<Result<(), _>>()?;
     let removed = Arc::clone(sandbox);
+    let own = removed.record().own_cgroup.as_deref().map(CgroupPath::try_from).transpose()?;
+    if let (Some(systemd), Some(slice)) = (&node.systemd, &own) {
+        systemd.stop_slice(slice).await?;
+    }
     node.blocking(move |node| {
-        if let Some(path) = removed.record().own_cgroup {
-            remove_cgroup(node, &path.as_str().try_into()?)?;
+        if let Some(path) = own {
+            remove_cgroup(node, &path)?;
         }
         Ok(disk::remove_directory(&removed.directory)?)
     })

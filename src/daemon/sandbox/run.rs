@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use pinnace_cgroup::{CgroupPath, Driver};
 use pinnace_launcher::namespaces::{Made, Wanted};
 use pinnace_launcher::protocol::{Ready, Reply, Request, Setup};
 use pinnace_spec::sysctl::{OwnedNamespaces, sysctls};
@@ -15,6 +16,7 @@ use pinnace_spec::sysctl::{OwnedNamespaces, sysctls};
 use super::record::{NamespaceMode, Phase, RECORD_VERSION, SandboxConfig, SandboxNetwork, SandboxRecord};
 use super::{Sandbox, files};
 use crate::clock;
+use crate::config::CgroupDriver;
 use crate::error::{Error, Within as _};
 use crate::events::Happened;
 use crate::id::SandboxId;
@@ -93,7 +95,7 @@ async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Resul
         version: RECORD_VERSION,
         id: id.clone(),
         created_at_ns: clock::realtime_ns(),
-        own_cgroup: config.cgroup_parent.is_none().then(|| own_cgroup(node, id)),
+        own_cgroup: own_cgroup(node, id, config.cgroup_parent.as_deref())?,
         config,
         phase: Phase::Starting,
         network: if own_network { SandboxNetwork::Detached } else { SandboxNetwork::Host },
@@ -153,8 +155,23 @@ fn duplicate(descriptor: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
     descriptor.try_clone_to_owned().map_err(Error::io("duplicate", "namespace"))
 }
 
-fn own_cgroup(node: &Node, id: &SandboxId) -> String {
-    format!("{}/{id}", node.config.container.cgroup_parent.trim_end_matches('/'))
+/// The cgroup of a pod whose client names no parent; the kubelet makes the parent that it names.
+fn own_cgroup(node: &Node, id: &SandboxId, parent: Option<&str>) -> Result<Option<String>, Error> {
+    if let Some(parent) = parent {
+        let slice = parent.ends_with(".slice");
+        if node.config.container.cgroup_driver == CgroupDriver::Systemd && !slice {
+            let problem = format!("{parent:?} is no slice, and the cgroup driver is systemd");
+            return Err(Error::invalid("linux.cgroup_parent", problem));
+        }
+        CgroupPath::of_parent(parent)?;
+        return Ok(None);
+    }
+    let parent = match (node.config.container.cgroup_parent.as_str(), node.cgroup_driver()) {
+        ("", Driver::Systemd) => "pinnace.slice",
+        ("", Driver::Cgroupfs) => "/pinnace",
+        (parent, _) => parent,
+    };
+    Ok(Some(CgroupPath::group_below(parent, id.as_str())?.to_string()))
 }
 
 fn prepare(directory: &Path, record: &SandboxRecord) -> Result<(), Error> {

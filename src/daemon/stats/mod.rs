@@ -110,7 +110,7 @@ pub fn detail(node: &Node, record: &ContainerRecord) -> Option<(Detail, Processe
 
 /// The cgroup, unless it is gone.
 fn cgroup(node: &Node, path: &str) -> Option<Cgroup> {
-    Cgroup::open(&node.hierarchy, &CgroupPath::try_from(path).ok()?).ok()
+    Cgroup::open(&node.hierarchy, &CgroupPath::of_parent(path).ok()?).ok()
 }
 
 fn rate(memory: &Memory, usage: &Usage, at_ns: i64, since_ns: i64) -> Option<u64> {

@@ -381,8 +381,10 @@ fn open_log(stdio: &Stdio, slots: &Slots) -> Result<Option<Log>, Failure> {
 }
 
 fn oom_counter(cgroup: Option<&CgroupJoin>, slots: &Slots) -> Result<Option<OomCounter>, Failure> {
-    let slot = cgroup.and_then(|cgroup| cgroup.oom_counter);
-    Ok(slot.map(|slot| slots.take(slot)).transpose()?.map(OomCounter::new))
+    let take = |slot: Option<Slot>| slot.map(|slot| slots.take(slot)).transpose();
+    let Some(file) = take(cgroup.and_then(|cgroup| cgroup.oom_counter))? else { return Ok(None) };
+    let group = take(cgroup.and_then(|cgroup| cgroup.group_oom_counter))?;
+    Ok(Some(OomCounter::new(file, group)))
 }
 
 fn cgroup_directory<'a>(

@@ -312,6 +312,9 @@ impl Monitor {
         self.close_input(id);
         self.end_copies(id, None);
         self.forget_control(id);
+        for oom in self.tasks.values_mut().filter_map(|task| task.oom.as_mut()) {
+            oom.look_at_group();
+        }
         let Some(task) = self.tasks.get_mut(&id) else { return };
         if task.is_container() {
             // What a leftover child still writes goes to the log until the container is forgotten.

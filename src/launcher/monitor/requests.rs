@@ -117,6 +117,10 @@ impl Monitor {
 
     fn signal(&mut self, signal: &Signal) -> Result<(), Failure> {
         let (_, task) = self.find_alive(&signal.container_id, &signal.exec_id)?;
+        // An end that comes of this is none by the OOM killer.
+        if let Some(oom) = &mut task.oom {
+            oom.look_at_group();
+        }
         if signal.hang_up {
             return task.hang_up().at("signal", "kill", &signal.container_id);
         }

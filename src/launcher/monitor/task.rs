@@ -72,24 +72,46 @@ pub(super) struct Input {
 pub(super) struct OomCounter {
     file: OwnedFd,
     before: u64,
+    group: Option<Group>,
+}
+
+/// The counter of the group above, as it was when nothing of it could be this task's.
+#[derive(Debug)]
+struct Group {
+    file: OwnedFd,
+    seen: u64,
 }
 
 impl OomCounter {
-    pub fn new(file: OwnedFd) -> Self {
-        let before = oom_kills(&file);
-        Self { file, before }
+    pub fn new(file: OwnedFd, group: Option<OwnedFd>) -> Self {
+        let before = oom_kills(&file).unwrap_or(0);
+        let group = group.map(|file| Group { seen: oom_kills(&file).unwrap_or(0), file });
+        Self { file, before, group }
     }
 
-    /// Whether there has been one since the launch. The kernel counts before it kills.
+    /// Whether there has been one since the launch. The kernel counts before it kills. When the cgroup is gone already,
+    /// it is one of this task if the group has had one that no other task's end explains.
     pub fn has_grown(&self) -> bool {
-        oom_kills(&self.file) > self.before
+        match (oom_kills(&self.file), &self.group) {
+            (Some(now), _) => now > self.before,
+            (None, Some(group)) => oom_kills(&group.file).is_some_and(|now| now > group.seen),
+            (None, None) => false,
+        }
+    }
+
+    /// What the group has had up to now was not this task's end.
+    pub fn look_at_group(&mut self) {
+        if let Some(group) = &mut self.group {
+            group.seen = oom_kills(&group.file).unwrap_or(group.seen);
+        }
     }
 }
 
-fn oom_kills(file: &OwnedFd) -> u64 {
+/// None when the cgroup has been removed.
+fn oom_kills(file: &OwnedFd) -> Option<u64> {
     let mut bytes = [0u8; 1024];
-    let length = rustix::io::pread(file, &mut bytes[..], 0).unwrap_or(0);
-    count_oom_kills(bytes.get(..length).unwrap_or_default())
+    let length = rustix::io::pread(file, &mut bytes[..], 0).ok()?;
+    Some(count_oom_kills(bytes.get(..length).unwrap_or_default()))
 }
 
 /// `oom_kill N` is in `memory.events` (v2) and `memory.oom_control` (v1) alike.

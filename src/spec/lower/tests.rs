@@ -94,6 +94,7 @@ fn slots_are_in_order() {
             tasks: vec![any_file(), any_file()],
             directory: Some(any_file()),
             oom_counter: Some(any_file()),
+            group_oom_counter: None,
         },
         stdio: Stdio {
             log: Some(Log { directory: any_file(), path: "c/0.log".into() }),

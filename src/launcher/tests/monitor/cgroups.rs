@@ -120,7 +120,7 @@ fn the_oom_killer_is_told_from_other_killers() {
         let tasks = planned.slot(cgroup.open("tasks", OFlags::WRONLY));
         let counter = planned.slot(cgroup.open("memory.oom_control", OFlags::RDONLY));
         planned.plan.cgroup =
-            Some(CgroupJoin { tasks: vec![tasks], directory: None, oom_counter: Some(counter) });
+            Some(CgroupJoin { tasks: vec![tasks], oom_counter: Some(counter), ..CgroupJoin::default() });
         pod.launch(id, &planned).unwrap();
     };
     // One block of 64 MiB.

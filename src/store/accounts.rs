@@ -82,7 +82,8 @@ impl Inner {
             for (diff_id, layer) in &state.layers {
                 let usage = Usage { bytes: layer.info.disk_bytes, inodes: layer.info.disk_inodes };
                 let held = state.snapshots.values().any(|snapshot| snapshot.layers.contains(diff_id))
-                    || state.leases.values().any(|held| held.layers.contains(diff_id));
+                    || state.leases.values().any(|held| held.layers.contains(diff_id))
+                    || state.cache.values().any(|step| step.layer.as_ref() == Some(diff_id));
                 parts.insert(format!("layer {diff_id}"), (0, usage, held));
             }
             for (digest, size) in &state.blobs {

@@ -83,6 +83,9 @@ pub enum Error {
     /// A layer is not in the store.
     #[error("layer {0} not found")]
     LayerNotFound(DiffId),
+    /// Nothing tells how the tar of an unpacked layer looked: an older version has taken it in.
+    #[error("layer {0} was unpacked without a record of its tar; pull its image again")]
+    NoTar(DiffId),
     /// An image is not in the store.
     #[error("image {0} not found")]
     ImageNotFound(ImageId),
@@ -173,7 +176,7 @@ impl Error {
             | Self::TooManyLayers { .. }
             | Self::BlobTooLarge { .. } => Code::ResourceExhausted,
             Self::Tar(_) => Code::InvalidArgument,
-            Self::Locked { .. } | Self::Unsupported { .. } => Code::FailedPrecondition,
+            Self::Locked { .. } | Self::Unsupported { .. } | Self::NoTar(_) => Code::FailedPrecondition,
             Self::StaleVolatile(_) | Self::Record { .. } | Self::RecordVersion { .. } => Code::DataLoss,
             Self::Io { source, .. } | Self::Mount { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {

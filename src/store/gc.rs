@@ -1,6 +1,6 @@
 //! Collection: what nothing refers to goes away.
 //!
-//! Roots are images, snapshots and leases. A layer or blob that no root reaches is taken out of
+//! Roots are images, snapshots, remembered steps of builds and leases. A layer or blob that no root reaches is taken out of
 //! the index and moved to `trash/` while the index is locked, then unlinked; nobody can find it in
 //! between. Layer mounts end first, or the kernel would keep the blocks. The few large files of an
 //! EROFS layer are unlinked in the background and count until they are ([`crate::dying`]); the many
@@ -51,6 +51,7 @@ impl Inner {
         for snapshot in state.snapshots.values() {
             layers.extend(&snapshot.layers);
         }
+        layers.extend(state.cache.values().filter_map(|step| step.layer));
         for held in state.leases.values() {
             layers.extend(&held.layers);
             blobs.extend(&held.blobs);

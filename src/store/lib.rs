@@ -7,6 +7,7 @@
 //!   layers/sha256-<hex>/             one layer, keyed by diffID              [`layer`]
 //!   images/sha256-<hex>.json         one image with its names                [`image`]
 //!   snapshots/<key>/                 the file system of one container        [`snapshot`]
+//!   cache/<key>                      what a step of a build has made         [`cache`]
 //!   chains/<hex>/                    what a chain needs beyond its layers    [`chain`]
 //!   empty/ empty-too/                lower layers with nothing in them
 //!   work/                            unfinished; emptied at start
@@ -31,9 +32,12 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests look at files as anybody does"))]
 
 mod accounts;
+pub mod archive;
 mod assembly;
 mod blob;
+mod cache;
 mod chain;
+mod commit;
 mod deep;
 pub mod digest;
 mod dir;
@@ -64,7 +68,10 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use accounts::{Accounts, Holders, ImageAccount, SnapshotAccount};
+pub use archive::LayerTar;
 pub use blob::MAX_BLOB_BYTES;
+pub use cache::CachedStep;
+pub use commit::{CommitOptions, export};
 pub use digest::{Algorithm, ChainId, DiffId, Digest, Hasher, ImageId};
 pub use error::{Code, Error, Result};
 pub use fsck::{Fault, Finding, FsckReport, Outcome, Repair};
@@ -93,6 +100,7 @@ use crate::snapshot::SnapshotRecord;
 const LAYERS: &str = "layers";
 const SNAPSHOTS: &str = "snapshots";
 const CHAINS: &str = "chains";
+const CACHE: &str = "cache";
 /// How long a question about usage waits for files that are being unlinked.
 const SETTLE: std::time::Duration = std::time::Duration::from_millis(500);
 const EMPTY: [&str; 2] = ["empty", "empty-too"];
@@ -236,6 +244,7 @@ pub(crate) struct Inner {
     images: Arc<Dir>,
     snapshots: Dir,
     chains: Dir,
+    cache: Dir,
     empty: [Dir; 2],
     work: Dir,
     trash: Arc<Dir>,
@@ -261,6 +270,7 @@ pub(crate) struct State {
     blobs: HashMap<Digest, u64>,
     images: ImageIndex,
     snapshots: BTreeMap<String, Arc<SnapshotRecord>>,
+    cache: cache::Steps,
     leases: HashMap<u64, Held>,
     next_lease: u64,
 }
@@ -308,6 +318,9 @@ impl Store {
             }
         }
         loading.state.snapshots = snapshot::load(&snapshots, &trash)?.into_iter().collect();
+        let cache = root.ensure(CACHE)?;
+        let known = &loading.state.layers;
+        loading.state.cache = cache::load(&cache, |layer| known.contains_key(layer))?;
         let Loading { state, recovered, .. } = loading;
         let run_volatile = run.ensure("volatile")?;
         run_volatile.retain_marks(|key| state.snapshots.contains_key(key))?;
@@ -325,6 +338,7 @@ impl Store {
             blobs: Arc::new(root.open("blobs")?),
             images: Arc::new(root.open("images")?),
             chains,
+            cache,
             empty: [root.ensure(EMPTY[0])?, root.ensure(EMPTY[1])?],
             run_volatile,
             options,
@@ -440,6 +454,46 @@ impl Store {
                 self.inner.layers.open(&file_name(diff_id.digest()))?.open_file(TAR).map(Some)
             }
         }
+    }
+
+    /// The uncompressed tar of a layer of any form, byte for byte: it hashes to the diffID.
+    pub fn layer_reader(&self, diff_id: &DiffId) -> Result<LayerTar> {
+        self.inner.layer_reader(diff_id)
+    }
+
+    /// Makes a layer of what was written to a snapshot; the lease protects it. Nobody should write meanwhile: what is
+    /// being written is taken as it is found.
+    pub fn commit_snapshot(&self, lease: &Lease, key: &str, options: &CommitOptions) -> Result<LayerInfo> {
+        self.inner.commit_snapshot(lease, key, options)
+    }
+
+    /// The compressed blobs that were unpacked and verified to be that layer.
+    pub fn layer_blobs(&self, diff_id: &DiffId) -> Result<Vec<Digest>> {
+        let layers = self.inner.layers_of(&[*diff_id])?;
+        let blobs = layers.iter().flat_map(|layer| {
+            layer.blobs.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect::<Vec<_>>()
+        });
+        Ok(blobs.collect())
+    }
+
+    /// A step that a build has done before, its layer held by the lease.
+    pub fn cached_step(&self, lease: &Lease, key: &str) -> Option<Arc<CachedStep>> {
+        self.inner.cached_step(lease, key)
+    }
+
+    /// Remembers a step; its layer stays from now on.
+    pub fn remember_step(&self, step: CachedStep) -> Result<()> {
+        self.inner.remember_step(step)
+    }
+
+    /// All steps that builds have done.
+    pub fn cached_steps(&self) -> Vec<Arc<CachedStep>> {
+        self.inner.state().cache.values().cloned().collect()
+    }
+
+    /// Forgets the steps for which `doomed` says so; answers how many. Their layers go with the next [`Store::gc`].
+    pub fn forget_steps(&self, doomed: impl Fn(&CachedStep) -> bool) -> Result<usize> {
+        self.inner.forget_steps(doomed)
     }
 
     /// Proves, by reading all of it, that a layer is what was taken in.

@@ -17,6 +17,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::tree::{Content, Inode, InodeId, Node, ROOT, Tree};
+use crate::archive::split::Piece;
 use crate::dir::Dir;
 use crate::error::{Error, Result};
 use crate::tar::{Segment, Xattr};
@@ -26,9 +27,11 @@ const PATH_ONLY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLO
 /// Writes the contents of files while the tar passes by.
 #[derive(Debug)]
 pub(crate) struct Objects {
-    dir: Dir,
+    pub(crate) dir: Dir,
     next: u64,
     current: Option<Current>,
+    /// What has been written since this was last taken.
+    pub(crate) pieces: Vec<Piece>,
 }
 
 #[derive(Debug)]
@@ -41,7 +44,7 @@ struct Current {
 
 impl Objects {
     pub(crate) fn new(dir: Dir) -> Self {
-        Self { dir, next: 0, current: None }
+        Self { dir, next: 0, current: None, pieces: Vec::new() }
     }
 
     /// The number that the next file will get.
@@ -75,6 +78,12 @@ impl Objects {
                 path: self.dir.path().to_owned(),
                 source,
             })?;
+            self.pieces.push(Piece {
+                address: piece.as_ptr().addr(),
+                length: count,
+                object: self.next - 1,
+                offset: segment.offset,
+            });
             segment.offset += count as u64;
             segment.length -= count as u64;
             if segment.length == 0 {
@@ -97,7 +106,7 @@ impl Objects {
     }
 }
 
-fn object_name(number: u64) -> String {
+pub(crate) fn object_name(number: u64) -> String {
     format!("{number:x}")
 }
 

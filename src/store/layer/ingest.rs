@@ -15,6 +15,7 @@ use super::directory::{self, Attributes, Objects};
 use super::erofs;
 use super::tree::{Content, ROOT, Tree, TreeBuilder};
 use super::{INFO, INFO_VERSION, LayerForm, LayerInfo, META, Ownership, TAR, TREE};
+use crate::archive::split::{self, SPLIT, SplitWriter};
 use crate::digest::{Algorithm, DiffId, Digest, Hasher};
 use crate::dir::{Dir, unique};
 use crate::error::{Error, Result};
@@ -83,7 +84,7 @@ impl Drop for Work {
 #[derive(Debug)]
 enum Sink {
     Tar { out: BufWriter<File>, written_back: u64 },
-    Objects(Objects),
+    Objects { objects: Objects, split: SplitWriter },
 }
 
 impl LayerIngest {
@@ -96,7 +97,10 @@ impl LayerIngest {
                 out: BufWriter::with_capacity(BUFFER_BYTES, work.dir.create_file(TAR)?),
                 written_back: 0,
             },
-            LayerForm::Directory => Sink::Objects(Objects::new(work.dir.create(OBJECTS)?)),
+            LayerForm::Directory => Sink::Objects {
+                objects: Objects::new(work.dir.create(OBJECTS)?),
+                split: SplitWriter::new(&work.dir)?,
+            },
         };
         Ok(Self {
             work,
@@ -147,9 +151,17 @@ impl LayerIngest {
         }
         let objects = match &mut self.sink {
             Sink::Tar { .. } => None,
-            Sink::Objects(objects) => Some(objects),
+            Sink::Objects { objects, .. } => Some(objects),
         };
         self.parser.feed(bytes, &mut Unpack { tree: &mut self.tree, objects })?;
+        if let Sink::Objects { objects, split } = &mut self.sink {
+            split.push(bytes, &objects.pieces).map_err(|source| Error::Io {
+                op: "write",
+                path: self.work.dir.entry(SPLIT),
+                source,
+            })?;
+            objects.pieces.clear();
+        }
         self.bytes += count;
         if let Sink::Tar { out, written_back } = &mut self.sink {
             // What still sits in the buffer is not in the file yet, but it never lags that much.
@@ -217,14 +229,18 @@ impl LayerIngest {
                 // Two files, their directory and its record.
                 info.disk_inodes = 4;
             }
-            Sink::Objects(objects) => {
+            Sink::Objects { objects, split } => {
+                let path = work.dir.entry(SPLIT);
+                split.finish().map_err(|source| Error::Io { op: "write", path, source })?;
                 directory::build(&tree, &objects, &work.dir, TREE)?;
+                split::settle(&tree, objects.next(), &objects.dir, &work.dir)?;
                 drop(objects);
                 work.dir.remove_tree(OBJECTS)?;
                 let usage = crate::usage::below(work.dir.open(TREE)?.as_fd())
                     .map_err(Error::io("measure", work.dir.entry(TREE)))?;
-                info.disk_bytes = usage.bytes;
-                info.disk_inodes = usage.inodes + 2;
+                let split = work.dir.open_file(SPLIT)?;
+                info.disk_bytes = usage.bytes + allocated(&split, 0);
+                info.disk_inodes = usage.inodes + 4;
             }
         }
         let record = serde_json::to_vec(&info)

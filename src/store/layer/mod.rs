@@ -10,6 +10,7 @@
 //!   layer.tar          form tar+EROFS: the layer, byte for byte
 //!   meta.erofs                         its file system, pointing into layer.tar
 //!   dir/               form directory: its files, whiteouts in overlayfs form
+//!   layer.split layer.objects stray-<n>    how its tar looked ([`crate::archive::split`])
 //!   blob-sha256-<hex>  empty: a compressed blob that is known to unpack to this layer
 //!   durable            empty: all of the above survives a power cut
 //!   damaged            empty: a check has found this layer damaged; only snapshots go on using it

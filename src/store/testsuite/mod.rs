@@ -11,6 +11,7 @@ mod happy;
 mod hostile;
 mod life;
 mod method;
+mod out;
 mod view;
 
 use std::cell::Cell;

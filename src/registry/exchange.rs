@@ -373,11 +373,15 @@ pub(crate) fn connection_problem(error: reqwest::Error, connect: Duration) -> Pr
     Problem::Connection(error.without_url())
 }
 
-fn is_redirect(status: StatusCode) -> bool {
+pub(crate) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-fn redirect_target(from: &Url, origin: &Origin, headers: &HeaderMap) -> Result<(Url, Origin), Problem> {
+pub(crate) fn redirect_target(
+    from: &Url,
+    origin: &Origin,
+    headers: &HeaderMap,
+) -> Result<(Url, Origin), Problem> {
     let refused = |target: &str, reason| Problem::Redirect { target: target.to_owned(), reason };
     let location = headers
         .get(LOCATION)

@@ -37,6 +37,7 @@ mod retry;
 pub mod server;
 mod tls;
 mod token;
+mod upload;
 
 pub use auth::{Auth, AuthFields};
 pub use blob::BlobStream;
@@ -46,3 +47,4 @@ pub use explain::Explanation;
 pub use manifest::Descriptor;
 pub use platform::Platform;
 pub use reference::Reference;
+pub use upload::Source;

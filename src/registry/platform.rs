@@ -147,7 +147,7 @@ impl Platform {
     }
 
     /// Chooses from an index; nothing if no entry suits.
-    pub(crate) fn choose<'a>(&self, index: &'a Index) -> Option<&'a Descriptor> {
+    pub fn choose<'a>(&self, index: &'a Index) -> Option<&'a Descriptor> {
         let images: Vec<&Descriptor> = index
             .manifests
             .iter()

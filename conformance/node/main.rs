@@ -16,6 +16,7 @@ mod events;
 mod exec;
 mod exec_sync;
 mod image_status;
+mod images;
 mod lifecycle;
 mod logs;
 mod mounts;

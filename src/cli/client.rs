@@ -7,6 +7,7 @@ use anyhow::{Context as _, anyhow};
 use clap::Args;
 use hyper_util::rt::TokioIo;
 use pinnace_admin_api::v1::images_client::ImagesClient;
+use pinnace_admin_api::v1::system_client::SystemClient;
 use pinnace_cri_api::MESSAGE_BYTES_MAX;
 use pinnace_cri_api::v1::image_service_client::ImageServiceClient;
 use pinnace_cri_api::v1::runtime_service_client::RuntimeServiceClient;
@@ -30,6 +31,8 @@ pub struct Client {
     pub images: ImageServiceClient<Channel>,
     /// What the CRI has no words for.
     pub admin_images: ImagesClient<Channel>,
+    /// The node as a whole.
+    pub admin_system: SystemClient<Channel>,
 }
 
 impl Client {
@@ -49,6 +52,7 @@ impl Client {
         Ok(Client {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            admin_system: SystemClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             admin_images: ImagesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
         })
     }

@@ -6,13 +6,44 @@ use std::io::{self, Write as _};
 use clap::{Args, Subcommand};
 use pinnace_admin_api::v1::{ExplainRequest, ExplainResponse};
 
+use crate::archives::{Import, Load, Save};
 use crate::client::{Client, Target, refusal};
+use crate::images::{History, Images, Prune, Rmi, Tag, Tree};
+use crate::inspect::Inspect;
+use crate::pull::Pull;
+use crate::push::Push;
 
 /// What a user can ask about images.
 #[derive(Debug, Subcommand)]
 pub enum Image {
     /// Tell what would decide a pull: the meaning of the name, servers in order, credentials, and the files that say so
     Explain(Explain),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(Images),
+    /// Pull an image, and show how far it is
+    Pull(Pull),
+    /// Push an image to its registry
+    Push(Push),
+    /// Give an image one more name
+    Tag(Tag),
+    /// Remove names and images
+    #[command(visible_alias = "remove")]
+    Rm(Rmi),
+    /// Everything that is known of images, as JSON
+    Inspect(Inspect),
+    /// The steps that made an image
+    History(History),
+    /// Write images to an archive
+    Save(Save),
+    /// Take the images of an archive
+    Load(Load),
+    /// Make an image of a root file system
+    Import(Import),
+    /// Remove images without a name
+    Prune(Prune),
+    /// Layers as they lie on each other: what is shared, and what it costs
+    Tree(Tree),
 }
 
 /// Flags of `image explain`.
@@ -29,6 +60,18 @@ impl Image {
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Explain(explain) => explain.run().await,
+            Self::Ls(images) => images.run().await,
+            Self::Pull(pull) => pull.run().await,
+            Self::Push(push) => push.run().await,
+            Self::Tag(tag) => tag.run().await,
+            Self::Rm(rmi) => rmi.run().await,
+            Self::Inspect(inspect) => inspect.of_images().run().await,
+            Self::History(history) => history.run().await,
+            Self::Save(save) => save.run().await,
+            Self::Load(load) => load.run().await,
+            Self::Import(import) => import.run().await,
+            Self::Prune(prune) => prune.run().await,
+            Self::Tree(tree) => tree.run().await,
         }
     }
 }

@@ -4,21 +4,36 @@
 //! the CRI and the admin API, and nothing of the daemon's insides; those that need the CRI alone work against any runtime's
 //! socket.
 
+mod archives;
 mod client;
+mod human;
 mod image;
+mod images;
 mod info;
+mod inspect;
 mod pull;
+mod push;
 mod quickstart;
+mod system;
+mod table;
+mod template;
 
-use std::io;
+use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::Subcommand;
 
+use anyhow::{Context as _, bail};
+
+pub use archives::{Import, Load, Save};
 pub use client::Target;
 pub use image::Image;
+pub use images::{History, Images, Rmi, Tag};
+pub use inspect::Inspect;
 pub use pull::Pull;
+pub use push::Push;
 pub use quickstart::Quickstart;
 pub use quickstart::inside::Inside;
+pub use system::System;
 
 /// What a user can ask for.
 #[derive(Debug, Subcommand)]
@@ -29,9 +44,30 @@ pub enum Verb {
     Info(Target),
     /// Pull an image, and show how far it is
     Pull(Pull),
-    /// Images: what decides a pull
+    /// Push an image to its registry
+    Push(Push),
+    /// List images
+    Images(Images),
+    /// Give an image one more name
+    Tag(Tag),
+    /// Remove names and images
+    Rmi(Rmi),
+    /// The steps that made an image
+    History(History),
+    /// Everything that is known of things, as JSON
+    Inspect(Inspect),
+    /// Write images to an archive
+    Save(Save),
+    /// Take the images of an archive
+    Load(Load),
+    /// Make an image of a root file system
+    Import(Import),
+    /// Images: all that one does with them
     #[command(subcommand)]
     Image(Image),
+    /// The node: its disk, its state
+    #[command(subcommand)]
+    System(System),
     /// Run a container from nothing: private daemon, image of this program, pod, page, log, exec, clean-up
     Quickstart(Quickstart),
     /// What runs in the container of `quickstart`
@@ -48,7 +84,17 @@ impl Verb {
                 Verb::Version(target) => info::version(&target).await,
                 Verb::Info(target) => info::info(&target).await,
                 Verb::Pull(pull) => pull.run().await,
+                Verb::Push(push) => push.run().await,
+                Verb::Images(images) => images.run().await,
+                Verb::Tag(tag) => tag.run().await,
+                Verb::Rmi(rmi) => rmi.run().await,
+                Verb::History(history) => history.run().await,
+                Verb::Inspect(inspect) => inspect.run().await,
+                Verb::Save(save) => save.run().await,
+                Verb::Load(load) => load.run().await,
+                Verb::Import(import) => import.run().await,
                 Verb::Image(image) => image.run().await,
+                Verb::System(system) => system.run().await,
                 Verb::Quickstart(quickstart) => quickstart.run().await,
                 Verb::QuickstartInside(inside) => inside.run().await,
             }
@@ -65,4 +111,36 @@ impl Verb {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Asks a person whether to go on. Without one there is no answer, so it has to be said on the command line.
+fn confirm(what: &str) -> anyhow::Result<bool> {
+    if !io::stdin().is_terminal() {
+        bail!("{what}\nnobody can be asked: say --force");
+    }
+    write!(io::stdout(), "{what}\nAre you sure you want to continue? [y/N] ")?;
+    io::stdout().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// The time that was so long ago (`30s`, `10m`, `24h`, `7d`), in seconds since the epoch.
+fn before(age: &str) -> anyhow::Result<i64> {
+    let wrong = || format!("{age:?} is no duration: 30s, 10m, 24h, 7d");
+    let unit = age.chars().last().with_context(wrong)?;
+    let scale = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86400,
+        _ => bail!(wrong()),
+    };
+    let number: i64 = age.trim_end_matches(unit).parse().with_context(wrong)?;
+    Ok(human::now().saturating_sub(number.saturating_mul(scale)))
+}
+
+/// RFC 3339 in seconds since the epoch.
+fn timestamp(text: &str) -> Option<i64> {
+    text.parse::<jiff::Timestamp>().ok().map(|time| time.as_second())
 }

@@ -34,7 +34,7 @@ impl Pull {
         let mut client = Client::connect(&self.target.socket).await?;
         let request = PullRequest { image: self.image };
         let mut events = client.admin_images.pull(request).await.map_err(refusal("pull"))?.into_inner();
-        let mut bars = Bars { lines: 0, shown: !self.quiet && io::stderr().is_terminal() };
+        let mut bars = Bars::new(!self.quiet && io::stderr().is_terminal());
         loop {
             let event = match events.message().await {
                 Ok(event) => event.and_then(|event| event.event),
@@ -69,24 +69,43 @@ impl Pull {
 }
 
 /// What is drawn on the terminal, and drawn over.
-struct Bars {
+pub struct Bars {
     lines: usize,
     shown: bool,
 }
 
 impl Bars {
+    /// Nothing yet.
+    pub fn new(shown: bool) -> Self {
+        Self { lines: 0, shown }
+    }
+
+    /// Whether anything is drawn at all.
+    pub fn shown(&self) -> bool {
+        self.shown
+    }
+
+    /// What is drawn stays, and the next is drawn below.
+    pub fn keep(&mut self) {
+        self.lines = 0;
+    }
+
     fn draw(&mut self, progress: &PullProgress) -> io::Result<()> {
+        self.draw_text(&text(progress))
+    }
+
+    /// Draws over what was drawn before.
+    pub fn draw_text(&mut self, text: &str) -> io::Result<()> {
         if !self.shown {
             return Ok(());
         }
         self.clear()?;
-        let text = text(progress);
         self.lines = text.lines().count();
         io::stderr().write_all(text.as_bytes())
     }
 
     /// Goes back to where the first bar was and erases from there on (ECMA-48 CPL, ED).
-    fn clear(&mut self) -> io::Result<()> {
+    pub fn clear(&mut self) -> io::Result<()> {
         if self.lines > 0 {
             write!(io::stderr(), "\x1b[{}F\x1b[J", self.lines)?;
             self.lines = 0;
@@ -133,7 +152,8 @@ fn text(progress: &PullProgress) -> String {
     text
 }
 
-fn bar(done: u64, total: u64) -> String {
+/// A bar of cells.
+pub fn bar(done: u64, total: u64) -> String {
     let full = done.min(total).saturating_mul(BAR_CELLS).checked_div(total).unwrap_or(0);
     let cells = (0..BAR_CELLS).map(|cell| if cell < full { '#' } else { '.' });
     format!("[{}]", cells.collect::<String>())

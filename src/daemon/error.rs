@@ -195,6 +195,15 @@ pub enum Error {
     /// Pull.
     #[error(transparent)]
     Pull(#[from] Arc<pinnace_pull::Error>),
+    /// Push.
+    #[error(transparent)]
+    Push(#[from] Box<pinnace_push::Error>),
+    /// An archive of images.
+    #[error(transparent)]
+    Archive(#[from] Box<pinnace_archive::Error>),
+    /// Something that is in use, in Docker's words.
+    #[error("conflict: {0}")]
+    Conflict(String),
     /// Registries and their configuration.
     #[error(transparent)]
     Registry(#[from] pinnace_registry::Error),
@@ -287,6 +296,9 @@ impl Error {
             Self::Record(crate::record::Error::Json { .. }) => Code::DataLoss,
             Self::Store(error) => store_code(error),
             Self::Pull(error) => pull_code(error),
+            Self::Push(error) => push_code(error),
+            Self::Archive(error) => archive_code(error),
+            Self::Conflict(_) => Code::FailedPrecondition,
             Self::Registry(error) => registry_code(error.kind()),
             Self::Network(error) => network_code(error),
             Self::NetworkNotReady(_) => Code::Unavailable,
@@ -458,6 +470,49 @@ fn pull_code(error: &pinnace_pull::Error) -> Code {
         Pull::ResourceExhausted => Code::ResourceExhausted,
         Pull::Cancelled => Code::Cancelled,
         Pull::Internal => Code::Internal,
+    }
+}
+
+fn push_code(error: &pinnace_push::Error) -> Code {
+    match error {
+        pinnace_push::Error::Registry(error) => registry_code(error.kind()),
+        pinnace_push::Error::Store(error) => store_code(error),
+        pinnace_push::Error::Compress { source, .. } => io_code(source),
+        pinnace_push::Error::Damaged(_) => Code::DataLoss,
+        pinnace_push::Error::ByDigest => Code::InvalidArgument,
+        pinnace_push::Error::Manifest(_) => Code::Internal,
+        pinnace_push::Error::Cancelled => Code::Cancelled,
+    }
+}
+
+fn archive_code(error: &pinnace_archive::Error) -> Code {
+    use pinnace_archive::Error as Archive;
+    match error {
+        Archive::Store(error) => store_code(error),
+        Archive::Layer { source, .. } => store_code(source),
+        Archive::Write(source) => io_code(source),
+        Archive::Digest { .. } => Code::DataLoss,
+        Archive::Platform { .. } => Code::NotFound,
+        Archive::Limit { .. } => Code::ResourceExhausted,
+        Archive::Read(_)
+        | Archive::Compression(_)
+        | Archive::NoImage
+        | Archive::Missing { .. }
+        | Archive::Json { .. }
+        | Archive::Document { .. }
+        | Archive::LayerCount { .. } => Code::InvalidArgument,
+    }
+}
+
+impl From<pinnace_push::Error> for Error {
+    fn from(error: pinnace_push::Error) -> Self {
+        Self::Push(Box::new(error))
+    }
+}
+
+impl From<pinnace_archive::Error> for Error {
+    fn from(error: pinnace_archive::Error) -> Self {
+        Self::Archive(Box::new(error))
     }
 }
 

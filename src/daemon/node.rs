@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use oci_spec::runtime::LinuxSeccomp;
 use pinnace_cgroup::{Driver, Hierarchy, Systemd};
 use pinnace_pull::Puller;
+use pinnace_push::Pusher;
 use pinnace_registry::Client;
 use pinnace_seccomp::{KernelVersion, ProgramCache};
 use pinnace_spec::Facts;
@@ -43,6 +44,8 @@ pub struct Node {
     pub puller: Puller,
     /// The registries themselves.
     pub registry: Arc<Client>,
+    /// Store to registries.
+    pub pusher: Pusher,
     /// Pod networks.
     pub network: PodNetworks,
     /// The machine's cgroups.
@@ -90,6 +93,8 @@ pub struct Parts {
     pub puller: Puller,
     /// The registries themselves.
     pub registry: Arc<Client>,
+    /// Store to registries.
+    pub pusher: Pusher,
     /// Pod networks.
     pub network: PodNetworks,
     /// The machine's cgroups.
@@ -119,6 +124,7 @@ impl Node {
             store: parts.store,
             puller: parts.puller,
             registry: parts.registry,
+            pusher: parts.pusher,
             network: parts.network,
             hierarchy: parts.hierarchy,
             systemd: parts.systemd,
@@ -219,6 +225,11 @@ impl Node {
     /// Directory of a container's record.
     pub fn container_directory(&self, id: &ContainerId) -> PathBuf {
         self.containers_directory().join(id.as_str())
+    }
+
+    /// Where what is on its way to a registry, or from an archive, lies as files without names.
+    pub fn spool_directory(&self) -> PathBuf {
+        self.config.daemon.root.join("spool")
     }
 
     /// Where all sandboxes are.

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use pinnace_admin_api::v1::images_server::ImagesServer;
+use pinnace_admin_api::v1::system_server::SystemServer;
 use pinnace_cgroup::{Driver, Hierarchy, Systemd};
 use pinnace_cri_api::v1::image_service_server::ImageServiceServer;
 use pinnace_cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use pinnace_pull::Puller;
+use pinnace_push::Pusher;
 use pinnace_registry::Client;
 use pinnace_spec::Facts;
 use pinnace_store::Store;
@@ -22,7 +24,7 @@ use crate::cri::Services;
 use crate::network::PodNetworks;
 use crate::node::{Node, Parts};
 use crate::streaming::Streaming;
-use crate::{admin, apparmor, logging, owner_map, recover, socket, state_lock};
+use crate::{admin, apparmor, logging, owner_map, record, recover, socket, state_lock};
 
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -69,7 +71,15 @@ async fn run(config: Config) -> anyhow::Result<()> {
                 .max_decoding_message_size(MESSAGE_BYTES)
                 .max_encoding_message_size(MESSAGE_BYTES),
         )
-        .add_service(ImagesServer::new(admin::Services::new(Arc::clone(&node))));
+        .add_service(
+            ImagesServer::new(admin::Services::new(Arc::clone(&node)))
+                .max_decoding_message_size(MESSAGE_BYTES)
+                .max_encoding_message_size(MESSAGE_BYTES),
+        )
+        .add_service(
+            SystemServer::new(admin::Services::new(Arc::clone(&node)))
+                .max_encoding_message_size(MESSAGE_BYTES),
+        );
     let stop = node.closing.clone();
     let accepting = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
         stop.cancelled().await;
@@ -145,7 +155,10 @@ fn open(config: Config) -> anyhow::Result<Parts> {
     let kernel = pinnace_seccomp::KernelVersion::running().context("read the kernel version")?;
     let registry = Client::new(registry_options(&config)).context("set up the registry client")?;
     let registry = Arc::new(registry);
+    let spool = root.join("spool");
+    record::make_directory(&spool)?;
     Ok(Parts {
+        pusher: Pusher::new(store.clone(), Arc::clone(&registry), spool),
         puller: Puller::new(store.clone(), Arc::clone(&registry), pull_options(&config)?),
         registry,
         network,

@@ -1,4 +1,6 @@
-//! Images by whatever name a request uses for them.
+//! Images by whatever name a request uses for them, and what is known of them.
+
+pub mod remove;
 
 use std::sync::Arc;
 
@@ -6,6 +8,7 @@ use oci_spec::image::ImageConfiguration;
 use pinnace_registry::Reference;
 use pinnace_store::ImageRecord;
 
+use crate::container::record::Status;
 use crate::error::{Error, Within as _};
 use crate::node::Node;
 
@@ -25,4 +28,24 @@ pub fn configuration(node: &Node, image: &ImageRecord) -> Result<ImageConfigurat
     serde_json::from_slice(&bytes)
         .map_err(|source| crate::record::Error::Json { path: image.id.to_string().into(), source })
         .within(what)
+}
+
+/// A name as people write it; one that is none stays as it is.
+pub fn familiar(name: &str) -> String {
+    name.parse::<Reference>().map_or_else(|_| name.to_owned(), |reference| reference.familiar())
+}
+
+/// The containers made from an image, with whether they run.
+pub fn users(node: &Node, image: &ImageRecord) -> Vec<(String, bool)> {
+    let id = image.id.to_string();
+    let containers = node.containers.all().into_iter().filter(|container| container.record().image.id == id);
+    containers
+        .map(|container| (container.id.to_string(), matches!(container.status(), Status::Running { .. })))
+        .collect()
+}
+
+/// When an image was made, in seconds since the epoch; 0 if it does not say.
+pub fn created(image: &ImageRecord) -> i64 {
+    let parsed = image.created.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+    parsed.map_or(0, |time| time.as_second())
 }

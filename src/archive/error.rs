@@ -72,7 +72,7 @@ pub enum Error {
         diff_id: DiffId,
         /// Why not.
         #[source]
-        source: pinnace_store::Error,
+        source: Box<pinnace_store::Error>,
     },
     /// There is nothing for this machine.
     #[error("the archive has no image for {platform}")]

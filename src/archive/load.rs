@@ -161,7 +161,7 @@ fn layer(
             }
             ingest
                 .push(piece.get(..count).unwrap_or_default())
-                .map_err(|source| Error::Layer { diff_id: *diff_id, source })?;
+                .map_err(|source| Error::Layer { diff_id: *diff_id, source: Box::new(source) })?;
             done_bytes = (done_bytes + count as u64).min(total_bytes);
             told(Loading { diff_id: *diff_id, done_bytes, total_bytes });
         }
@@ -174,7 +174,7 @@ fn layer(
     {
         return Err(Error::Digest { name: member.to_owned(), actual: Box::new(actual) });
     }
-    ingest.finish(diff_id).map_err(|source| Error::Layer { diff_id: *diff_id, source })?;
+    ingest.finish(diff_id).map_err(|source| Error::Layer { diff_id: *diff_id, source: Box::new(source) })?;
     if let Some(digest) = digest.filter(|digest| *digest != diff_id.digest()) {
         store.record_layer_blob(diff_id, digest)?;
     }

@@ -96,6 +96,9 @@ pub struct Pusher {
 /// Blobs that are known to be a layer.
 type Known = HashMap<DiffId, Vec<Descriptor>>;
 
+/// A manifest of the image: its media type, its bytes, what it says.
+type Own = (String, Bytes, Manifest);
+
 impl Pusher {
     /// Compressed layers lie in `dir` while they are sent; it must exist.
     pub fn new(store: Store, client: Arc<Client>, dir: PathBuf) -> Self {
@@ -180,7 +183,7 @@ impl Pusher {
 
     /// What manifests of images here say of the layers of this one: the blobs that they were, or were pushed as. Also the
     /// image's own manifests as they are.
-    fn known_blobs(&self, image: &ImageRecord) -> Result<(Vec<(String, Bytes, Manifest)>, Known), Error> {
+    fn known_blobs(&self, image: &ImageRecord) -> Result<(Vec<Own>, Known), Error> {
         let wanted: BTreeSet<&DiffId> = image.layers.iter().collect();
         let (mut own, mut known) = (Vec::new(), Known::new());
         for other in self.store.images() {
@@ -260,7 +263,7 @@ impl Pusher {
 /// The manifest of the image with these blobs: the one it has, if it has one with exactly them.
 fn manifest(
     image: &ImageRecord,
-    known: &[(String, Bytes, Manifest)],
+    known: &[Own],
     layers: &[Descriptor],
     config_size: u64,
 ) -> Result<(String, Bytes), Error> {

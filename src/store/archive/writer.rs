@@ -300,7 +300,9 @@ mod tests {
     use crate::tar::{HeaderLimits, Kind, Parser, Visitor};
 
     #[derive(Default)]
-    struct Seen(Vec<(Vec<u8>, Vec<u8>, Kind, u32, i64, u64, Vec<u8>)>);
+    struct Seen(Vec<Line>);
+
+    type Line = (Vec<u8>, Vec<u8>, Kind, u32, i64, u64, Vec<u8>);
 
     impl Visitor for Seen {
         type Error = crate::TarError;

@@ -84,7 +84,7 @@ impl Drop for Work {
 #[derive(Debug)]
 enum Sink {
     Tar { out: BufWriter<File>, written_back: u64 },
-    Objects { objects: Objects, split: SplitWriter },
+    Objects { objects: Objects, split: Box<SplitWriter> },
 }
 
 impl LayerIngest {
@@ -99,7 +99,7 @@ impl LayerIngest {
             },
             LayerForm::Directory => Sink::Objects {
                 objects: Objects::new(work.dir.create(OBJECTS)?),
-                split: SplitWriter::new(&work.dir)?,
+                split: Box::new(SplitWriter::new(&work.dir)?),
             },
         };
         Ok(Self {

@@ -207,7 +207,7 @@ impl Node {
         let programs = Arc::clone(&self.programs);
         let hook = move |profile: &LinuxSeccomp| {
             let program = programs.compile(profile)?;
-            Ok(SeccompProgram { bytes: program.as_bytes().to_vec(), flags: program.flags() })
+            Ok(SeccompProgram { bytes: program.bytes(), flags: program.flags() })
         };
         work(Host { facts: &self.facts, seccomp: &hook })
     }

@@ -52,7 +52,7 @@ impl Instruction {
 /// A compiled profile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
-    bytes: Box<[u8]>,
+    bytes: Arc<[u8]>,
     flags: u32,
 }
 
@@ -60,6 +60,11 @@ impl Program {
     /// The instructions as seccomp(2) wants them: eight bytes each, native byte order.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The same, shared.
+    pub fn bytes(&self) -> Arc<[u8]> {
+        Arc::clone(&self.bytes)
     }
 
     /// The instructions one by one.

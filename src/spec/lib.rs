@@ -4,7 +4,7 @@
 //! image config ─┐
 //! CRI request ──┼─ defaults, image, user, capabilities, devices, mounts ──► OCI Spec ── lower ──► LaunchPlan
 //! CDI, NRI ─────┘                     (building blocks)                        │                  + descriptors
-//!                                                                              └── process::exec ► Process
+//!                                                                              └── process::Template ► Process
 //! ```
 //!
 //! The OCI [`Spec`](oci_spec::runtime::Spec) in the middle is the contract that NRI, CDI, inspection and foreign runtimes see.

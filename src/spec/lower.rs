@@ -205,7 +205,8 @@ pub fn lower(spec: &Spec, context: Context<'_>) -> Result<Lowered, Error> {
     read_only_paths.extend(mounts.read_only_paths);
 
     let program = spec.process().as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
-    let program = process::lower(program, process::seccomp_of(spec), &binary_env, host, &mut warnings)?;
+    let seccomp = process::seccomp(spec, host)?;
+    let program = process::lower(program, seccomp, &binary_env, host.facts, &mut warnings)?;
 
     let plan = plan::LaunchPlan {
         namespaces: Some(namespaces.plan),

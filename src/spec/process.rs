@@ -1,6 +1,7 @@
 //! The program of a container or exec session: from the OCI process to the plan's.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use oci_spec::runtime::{
     LinuxCapabilities, LinuxPersonalityDomain, LinuxSeccomp, LinuxSeccompFilterFlag, PosixRlimitType,
@@ -14,7 +15,7 @@ use crate::{Error, Facts, capabilities, user, validate};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeccompProgram {
     /// Classic BPF, 8 bytes an instruction, native byte order.
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<[u8]>,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u32,
 }
@@ -57,10 +58,33 @@ pub struct Exec<'a> {
     pub user: Option<&'a user::User>,
 }
 
-/// The process of an exec session: the container's with other arguments, under the same restrictions.
-pub fn exec(spec: &Spec, request: &Exec<'_>, host: Host<'_>) -> Result<plan::Process, Error> {
-    let container = spec.process().as_ref().ok_or_else(|| Error::invalid("process", "is missing"))?;
-    let mut process = container.clone();
+/// What all exec sessions of a container have in common: its process, and its seccomp profile compiled. A small part of
+/// the spec, most of which is that profile: the daemon keeps it, so that a session costs neither reading nor compiling.
+#[derive(Clone, Debug)]
+pub struct Template {
+    process: Process,
+    seccomp: SeccompProgram,
+}
+
+impl Template {
+    /// Of a container's spec.
+    pub fn of(spec: &Spec, host: Host<'_>) -> Result<Self, Error> {
+        let process = spec.process().clone().ok_or_else(|| Error::invalid("process", "is missing"))?;
+        Ok(Self { process, seccomp: seccomp(spec, host)? })
+    }
+
+    /// The process of one session: the container's with other arguments, under the same restrictions.
+    pub fn exec(&self, request: &Exec<'_>, facts: &Facts) -> Result<plan::Process, Error> {
+        session(self.process.clone(), self.seccomp.clone(), request, facts)
+    }
+}
+
+fn session(
+    mut process: Process,
+    seccomp: SeccompProgram,
+    request: &Exec<'_>,
+    facts: &Facts,
+) -> Result<plan::Process, Error> {
     process.set_args(Some(request.args.to_vec()));
     process.set_terminal(Some(request.terminal));
     process.set_console_size(None);
@@ -82,7 +106,7 @@ pub fn exec(spec: &Spec, request: &Exec<'_>, host: Host<'_>) -> Result<plan::Pro
     }
     process.set_env(Some(env));
     let mut warnings = Vec::new();
-    let mut lowered = lower(&process, seccomp_of(spec), request.binary_env, host, &mut warnings)?;
+    let mut lowered = lower(&process, seccomp, request.binary_env, facts, &mut warnings)?;
     if let Some((rows, columns)) = request.size.filter(|_| request.terminal) {
         (lowered.rows, lowered.columns) = (rows.into(), columns.into());
     }
@@ -92,9 +116,9 @@ pub fn exec(spec: &Spec, request: &Exec<'_>, host: Host<'_>) -> Result<plan::Pro
 /// The container's own process.
 pub(crate) fn lower(
     process: &Process,
-    seccomp: Option<&LinuxSeccomp>,
+    seccomp: SeccompProgram,
     binary_env: &[Vec<u8>],
-    host: Host<'_>,
+    facts: &Facts,
     warnings: &mut Vec<String>,
 ) -> Result<plan::Process, Error> {
     refuse_unsupported(process)?;
@@ -108,10 +132,6 @@ pub(crate) fn lower(
         return Err(Error::invalid("process.user.umask", "is more than 0777"));
     }
     let (rows, columns) = console_size(process)?;
-    let program = match seccomp {
-        Some(profile) => compile(profile, host)?,
-        None => SeccompProgram::default(),
-    };
     Ok(plan::Process {
         args,
         env,
@@ -120,22 +140,26 @@ pub(crate) fn lower(
         gid,
         groups,
         umask,
-        capabilities: Some(capability_sets(process.capabilities().as_ref(), host.facts, warnings)),
+        capabilities: Some(capability_sets(process.capabilities().as_ref(), facts, warnings)),
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
-        seccomp: program.bytes,
-        seccomp_flags: program.flags,
-        apparmor: apparmor(process.apparmor_profile().as_deref().unwrap_or(""), host.facts)?,
-        selinux: selinux(process.selinux_label().as_deref().unwrap_or(""), host.facts)?,
+        seccomp: seccomp.bytes.to_vec(),
+        seccomp_flags: seccomp.flags,
+        apparmor: apparmor(process.apparmor_profile().as_deref().unwrap_or(""), facts)?,
+        selinux: selinux(process.selinux_label().as_deref().unwrap_or(""), facts)?,
         rlimits: rlimits(process)?,
-        oom_score_adj: oom_score_adj(process.oom_score_adj(), host.facts, warnings)?,
+        oom_score_adj: oom_score_adj(process.oom_score_adj(), facts, warnings)?,
         terminal: process.terminal().unwrap_or(false),
         rows,
         columns,
     })
 }
 
-pub(crate) fn seccomp_of(spec: &Spec) -> Option<&LinuxSeccomp> {
-    spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref())
+/// The compiled profile of a spec; no program where it has none.
+pub(crate) fn seccomp(spec: &Spec, host: Host<'_>) -> Result<SeccompProgram, Error> {
+    match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
+        Some(profile) => compile(profile, host),
+        None => Ok(SeccompProgram::default()),
+    }
 }
 
 /// Checks a label against whether SELinux is there to enforce it (rule R18: fail closed).

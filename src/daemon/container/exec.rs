@@ -18,6 +18,7 @@ use pinnace_cgroup::{Cgroup, CgroupError, CgroupPath, Session};
 use pinnace_launcher::plan;
 use pinnace_launcher::protocol::{self, ContainerRef, Exited, Request, Resize, Signal};
 use pinnace_spec::lower::{CgroupJoin, Slots};
+use pinnace_spec::process::Template;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
 
@@ -226,7 +227,6 @@ struct Prepared {
 
 fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command) -> Result<Prepared, Error> {
     let record = container.record();
-    let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
     let exec = pinnace_spec::process::Exec {
         args: &command.args,
         binary_env: &record.binary_env,
@@ -234,7 +234,7 @@ fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command)
         size: command.terminal.as_ref().and_then(|terminal| terminal.size),
         ..Default::default()
     };
-    let mut process = node.with_host(|host| pinnace_spec::process::exec(&spec, &exec, host))?;
+    let mut process = template(node, container)?.exec(&exec, &node.facts)?;
     process.umask = Some(node.config.container.umask);
 
     let mut slots = Slots::new();
@@ -268,6 +268,16 @@ fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command)
         stdio: Some(stdio),
     };
     Ok(Prepared { request, descriptors: slots.into_descriptors(), group, streams })
+}
+
+/// What the container's sessions have in common, from its spec when the first of them comes.
+fn template<'a>(node: &Node, container: &'a Container) -> Result<&'a Template, Error> {
+    if let Some(known) = container.sessions.get() {
+        return Ok(known);
+    }
+    let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
+    let template = node.with_host(|host| Template::of(&spec, host))?;
+    Ok(container.sessions.get_or_init(|| template))
 }
 
 /// Removes the groups of sessions whose leftovers have ended meanwhile.

@@ -65,7 +65,9 @@ async fn exec(
     // A grandchild may hold a pipe for ever (GHSA-7jxh-36q5-gcqv): what comes within the drain time is all there is.
     let drain = node.config.container.exec_drain_timeout;
     let (stdout, stderr) = tokio::join!(stdout.finish(drain), stderr.finish(drain));
-    exec.clear(node).await;
+    // The answer does not wait for its group to go; a shutdown does.
+    let clearing = Arc::clone(node);
+    node.tasks.spawn(async move { exec.clear(&clearing).await });
     killed?;
     Ok(Output { code: ended?.code, stdout, stderr })
 }

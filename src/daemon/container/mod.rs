@@ -17,8 +17,9 @@ pub mod volumes;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
+use pinnace_spec::process::Template;
 use tokio::sync::watch;
 
 use crate::events::Happened;
@@ -46,6 +47,8 @@ pub struct Container {
     pub rootfs: Mutex<Option<OwnedFd>>,
     /// The earliest deadline of a stop, so that a second one cannot extend the first.
     pub stop_deadline: Mutex<Option<tokio::time::Instant>>,
+    /// What exec sessions have in common, once there was one.
+    pub sessions: OnceLock<Template>,
     /// Groups of ended exec sessions that have left something running.
     pub leftover_sessions: Mutex<Vec<pinnace_cgroup::Session>>,
     /// What statistics remember.
@@ -65,6 +68,7 @@ impl Container {
             delivered: AtomicBool::new(false),
             rootfs: Mutex::new(None),
             stop_deadline: Mutex::new(None),
+            sessions: OnceLock::new(),
             leftover_sessions: Mutex::default(),
             stats: stats::Memory::default(),
             status: watch::Sender::new(record.status.clone()),

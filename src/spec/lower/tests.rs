@@ -11,7 +11,7 @@ use crate::process::SeccompProgram;
 use crate::{Code, Facts, defaults};
 
 fn program(_: &LinuxSeccomp) -> Result<SeccompProgram, Box<dyn std::error::Error + Send + Sync>> {
-    Ok(SeccompProgram { bytes: vec![6, 0, 0, 0, 0, 0, 0, 0], flags: 0 })
+    Ok(SeccompProgram { bytes: [6, 0, 0, 0, 0, 0, 0, 0].into(), flags: 0 })
 }
 
 fn any_file() -> OwnedFd {

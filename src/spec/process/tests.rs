@@ -19,7 +19,7 @@ fn facts() -> Facts {
 }
 
 fn program(_: &LinuxSeccomp) -> Result<SeccompProgram, Box<dyn std::error::Error + Send + Sync>> {
-    Ok(SeccompProgram { bytes: vec![6, 0, 0, 0, 0, 0, 0, 0], flags: 0 })
+    Ok(SeccompProgram { bytes: [6, 0, 0, 0, 0, 0, 0, 0].into(), flags: 0 })
 }
 
 fn spec() -> Spec {
@@ -35,8 +35,8 @@ fn with(change: impl FnOnce(&mut Process)) -> Result<(plan::Process, Vec<String>
     change(&mut process);
     let facts = facts();
     let mut warnings = Vec::new();
-    let host = Host { facts: &facts, seccomp: &program };
-    lower(&process, None, &[], host, &mut warnings).map(|process| (process, warnings))
+    let lowered = lower(&process, SeccompProgram::default(), &[], &facts, &mut warnings);
+    lowered.map(|process| (process, warnings))
 }
 
 #[test]
@@ -254,7 +254,8 @@ fn seccomp_is_compiled_or_the_launch_fails() {
     let facts = facts();
     let process = spec().process().clone().unwrap();
     let run = |profile: &LinuxSeccomp, hook: &SeccompHook| {
-        lower(&process, Some(profile), &[], Host { facts: &facts, seccomp: hook }, &mut Vec::new())
+        let seccomp = compile(profile, Host { facts: &facts, seccomp: hook })?;
+        lower(&process, seccomp, &[], &facts, &mut Vec::new())
     };
     let lowered = run(&profile, &program).unwrap();
     assert_eq!((lowered.seccomp.len(), lowered.seccomp_flags), (8, 2));
@@ -281,11 +282,13 @@ fn exec_keeps_the_containers_restrictions() {
     }
     let facts = facts();
     let host = Host { facts: &facts, seccomp: &program };
+    let template = Template::of(&spec, host).unwrap();
+    let exec = |request: &Exec<'_>| template.exec(request, &facts);
     let args = ["ls".to_owned(), "-l".to_owned()];
     let env = ["PATH=/sbin".to_owned(), "Y=1".to_owned()];
     let binary = [b"X=\xff".to_vec()];
     let request = Exec { args: &args, env: &env, binary_env: &binary, ..Exec::default() };
-    let process = exec(&spec, &request, host).unwrap();
+    let process = exec(&request).unwrap();
     assert_eq!(process.args, [b"ls".to_vec(), b"-l".to_vec()]);
     let text = |list: &[&str]| list.iter().map(|t| t.as_bytes().to_vec()).collect::<Vec<_>>();
     assert_eq!(process.env[..1], text(&["PATH=/sbin"]));
@@ -304,20 +307,20 @@ fn exec_keeps_the_containers_restrictions() {
         cwd: Some(Path::new("/tmp")),
         ..Exec::default()
     };
-    let process = exec(&spec, &request, host).unwrap();
+    let process = exec(&request).unwrap();
     assert_eq!((process.uid, process.rows, process.columns), (0, 24, 80));
     assert!(process.terminal);
     assert!(process.env.contains(&b"TERM=xterm".to_vec()) && process.env.contains(&b"HOME=/root".to_vec()));
     assert_eq!(process.cwd, b"/tmp");
     for cwd in ["relative", "/proc/self/fd/3"] {
         let request = Exec { args: &args, cwd: Some(Path::new(cwd)), ..Exec::default() };
-        assert!(exec(&spec, &request, host).is_err(), "{cwd}");
+        assert!(exec(&request).is_err(), "{cwd}");
     }
-    assert!(exec(&spec, &Exec::default(), host).is_err());
-    assert!(
-        exec(&Spec::default(), &Exec { args: &args, env: &["X".to_owned()], ..Exec::default() }, host)
-            .is_err()
-    );
+    assert!(exec(&Exec::default()).is_err());
+    assert!(exec(&Exec { args: &args, env: &["X".to_owned()], ..Exec::default() }).is_err());
+    let mut empty = spec;
+    empty.set_process(None);
+    assert!(Template::of(&empty, host).is_err());
 }
 
 #[test]

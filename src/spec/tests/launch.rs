@@ -266,7 +266,8 @@ impl Pod {
         let args = ["/probe".to_owned(), "once".to_owned()];
         let env = ["ADDED=yes".to_owned()];
         let request = process::Exec { args: &args, env: &env, ..Default::default() };
-        let process = process::exec(&spec, &request, host(&self.facts)).unwrap();
+        let template = process::Template::of(&spec, host(&self.facts)).unwrap();
+        let process = template.exec(&request, &self.facts).unwrap();
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let mut slots = Slots::new();
         let stdout_slot = Some(slots.push(write));
@@ -370,7 +371,7 @@ impl Drop for Pod {
 fn host(facts: &Facts) -> Host<'_> {
     /// One instruction: allow everything.
     const ALLOW: [u8; 8] = [0x06, 0, 0, 0, 0, 0, 0xff, 0x7f];
-    Host { facts, seccomp: &|_| Ok(SeccompProgram { bytes: ALLOW.to_vec(), flags: 0 }) }
+    Host { facts, seccomp: &|_| Ok(SeccompProgram { bytes: ALLOW.into(), flags: 0 }) }
 }
 
 fn open(directory: &Path) -> OwnedFd {

@@ -1,9 +1,12 @@
 //! Measures pinnace beside Debian's containerd and runc, in interleaved rounds on one machine.
 //!
 //! ```text
-//! perf [--rounds 3] [--pods 12] [--execs 20] [--crowd 48] [--only pinnace|containerd] [--skip pods|exec|crowd|pull]...
+//! perf [--rounds 3] [--pods 12] [--execs 20] [--crowd 48] [--listed 300]
+//!      [--kinds pinnace,native,plugins,containerd] [--skip pods|exec|crowd|lists|pull]...
 //! ```
-//! Every figure in the project's documents comes from here: `conformance/perf/run`. Both runtimes run for the whole time,
+//! Of `--kinds` (`pinnace,containerd` unless said), `native` and `plugins` are pinnace with the conflist that containerd has;
+//! they are measured where networks matter.
+//! Every figure in the project's documents comes from here: `conformance/perf/run`. All runtimes run for the whole time,
 //! each in a private machine of its own, and take turns; who is first changes from round to round. The pods are those
 //! of a kubelet: cgroup parent, DNS, mounts, variables, masked paths, no_new_privs, seccomp RuntimeDefault.
 
@@ -25,11 +28,14 @@ use runtime::{Kind, Runtime};
 
 const CONCURRENCY: usize = 16;
 
+const PARTS: [&str; 5] = ["pods", "exec", "crowd", "lists", "pull"];
+
 struct Plan {
     rounds: usize,
     pods: usize,
     execs: usize,
     crowd: usize,
+    listed: usize,
     kinds: Vec<Kind>,
     skip: Vec<String>,
 }
@@ -67,17 +73,25 @@ async fn measure_all(plan: &Plan) -> String {
         let turn = round % order.len();
         order.rotate_left(turn);
         let tag = format!("r{round}");
-        for what in ["pods", "exec", "crowd", "pull"].into_iter().filter(|what| plan.does(what)) {
+        for what in PARTS.into_iter().filter(|what| plan.does(what)) {
             for runtime in &order {
+                let of_networks = ["pods", "crowd"].contains(&what);
+                // Many pods take long and tell the same each time.
+                if runtime.kind.is_of_networks() && !of_networks || what == "lists" && round > 0 {
+                    continue;
+                }
                 let _ = writeln!(io::stderr(), "round {}, {what}: {}", round + 1, runtime.kind.name());
                 match (what, &large) {
                     ("pods", _) => {
-                        for network in [Network::Bridge, Network::Host] {
+                        let both = [Network::Bridge, Network::Host];
+                        let networks = if runtime.kind.is_of_networks() { &both[..1] } else { &both };
+                        for &network in networks {
                             measure::sequential(runtime, network, plan.pods, &tag, &mut report).await;
                         }
                     }
                     ("exec", _) => measure::exec(runtime, plan.execs, &tag, &mut report).await,
                     ("crowd", _) => measure::crowd(runtime, plan.crowd, CONCURRENCY, &tag, &mut report).await,
+                    ("lists", _) => measure::lists(runtime, plan.listed, CONCURRENCY, &tag, &mut report).await,
                     (_, Some(Large { layout, .. })) => {
                         measure::pull(runtime, layout, round, &mut report).await
                     }
@@ -97,8 +111,11 @@ fn describe(plan: &Plan, runtimes: &[Runtime], large: Option<&Large>) -> String 
     for runtime in runtimes {
         let _ = write!(text, "; {}", runtime.version);
     }
-    let Plan { rounds, pods, execs, crowd, .. } = plan;
+    let Plan { rounds, pods, execs, crowd, listed, .. } = plan;
     let _ = write!(text, ". {rounds} rounds: {pods} pods in turn, {execs} ExecSync, {crowd} pods at once");
+    if plan.does("lists") {
+        let _ = write!(text, "; once: {listed} pods listed");
+    }
     if let Some(large) = large {
         let _ = write!(text, "; large image: {}", large.size);
     }
@@ -112,6 +129,7 @@ impl Plan {
             pods: 12,
             execs: 20,
             crowd: 48,
+            listed: 300,
             kinds: vec![Kind::Pinnace, Kind::Containerd],
             skip: Vec::new(),
         };
@@ -125,9 +143,9 @@ impl Plan {
                 "--pods" => plan.pods = number()?,
                 "--execs" => plan.execs = number()?,
                 "--crowd" => plan.crowd = number()?,
-                "--only" if value == "pinnace" => plan.kinds = vec![Kind::Pinnace],
-                "--only" if value == "containerd" => plan.kinds = vec![Kind::Containerd],
-                "--skip" if ["pods", "exec", "crowd", "pull"].contains(&&*value) => plan.skip.push(value),
+                "--listed" => plan.listed = number()?,
+                "--kinds" => plan.kinds = kinds(&value)?,
+                "--skip" if PARTS.contains(&&*value) => plan.skip.push(value),
                 _ => return Err(format!("unknown: {flag} {value}")),
             }
         }
@@ -137,4 +155,17 @@ impl Plan {
     fn does(&self, what: &str) -> bool {
         !self.skip.iter().any(|skipped| skipped == what)
     }
+}
+
+/// Kinds by their words, each once, in the order in which they are given.
+fn kinds(words: &str) -> Result<Vec<Kind>, String> {
+    let mut kinds = Vec::new();
+    for word in words.split(',') {
+        let kind = Kind::ALL.into_iter().find(|kind| kind.word() == word);
+        match kind.filter(|kind| !kinds.contains(kind)) {
+            Some(kind) => kinds.push(kind),
+            None => return Err(format!("--kinds {words}: {word:?} is unknown or there twice")),
+        }
+    }
+    Ok(kinds)
 }

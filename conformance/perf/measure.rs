@@ -8,7 +8,7 @@ use futures_util::stream::{self, StreamExt as _};
 use pinnace_conformance::cri::{ContainerConfigParts as _, PodConfig as _, container_config, pod_config};
 use pinnace_conformance::images::Layout;
 use pinnace_conformance::registry::PLAIN;
-use pinnace_cri_api::v1::{ContainerConfig, PodSandboxConfig};
+use pinnace_cri_api::v1::{ContainerConfig, ListContainerStatsRequest, PodSandboxConfig};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::content::LARGE;
@@ -16,6 +16,9 @@ use crate::report::{Report, Unit};
 use crate::runtime::Runtime;
 
 const CONTAINER: &str = "main";
+
+/// How often each list is asked for.
+const LISTS: usize = 20;
 
 /// Which network the pods have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -196,6 +199,44 @@ pub async fn crowd(runtime: &Runtime, pods: usize, concurrency: usize, tag: &str
     );
     report.add(kind, &format!("memory per idle pod, at {pods}"), Unit::Kilobytes, (full - empty) / count);
     report.add(kind, "memory of the daemon without pods", Unit::Kilobytes, empty);
+}
+
+/// Lists of many running pods, asked for one after the other.
+pub async fn lists(runtime: &Runtime, pods: usize, concurrency: usize, tag: &str, report: &mut Report) {
+    let prepared: Vec<Pod<'_>> = (0..pods)
+        .map(|index| {
+            let pod = Pod::new(runtime, &format!("{tag}-listed-{index}"), Network::Bridge);
+            pod.prepare();
+            pod
+        })
+        .collect();
+    let running: Vec<Running<'_>> = stream::iter(prepared)
+        .map(|pod| async { pod.start().await.0 })
+        .buffer_unordered(concurrency)
+        .collect()
+        .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (cri, name) = (&runtime.cri, runtime.kind.name());
+    // The first of each may have to make what the others find.
+    for round in 0..=LISTS {
+        let began = Instant::now();
+        let listed = cri.containers().await.unwrap_or_else(|s| panic!("{name}: ListContainers: {s:?}"));
+        let containers = began.elapsed();
+        assert_eq!(listed.len(), pods, "{name}: ListContainers");
+        let began = Instant::now();
+        let request = ListContainerStatsRequest::default();
+        let stats = cri.runtime().list_container_stats(request).await;
+        let stats = stats.unwrap_or_else(|s| panic!("{name}: ListContainerStats: {s:?}")).into_inner().stats;
+        let statistics = began.elapsed();
+        assert_eq!(stats.len(), pods, "{name}: ListContainerStats");
+        if round > 0 {
+            report.time(runtime.kind, &format!("ListContainers of {pods}"), containers);
+            report.time(runtime.kind, &format!("ListContainerStats of {pods}"), statistics);
+        }
+        // As the kubelet: not back to back.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    stream::iter(running).map(Running::remove).buffer_unordered(concurrency).collect::<Vec<_>>().await;
 }
 
 /// Pulls the large image and removes it.

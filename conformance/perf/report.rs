@@ -48,15 +48,19 @@ impl Report {
         self.add(kind, what, Unit::Milliseconds, duration.as_secs_f64() * 1e3);
     }
 
-    /// A Markdown table: for each kind the median [min-max] of all samples; how many times better the first kind is
-    /// than the second, as the median of the rounds' ratios of medians [min-max].
+    /// A Markdown table: for each kind the median [min-max] of all samples; how many times better each kind is than the
+    /// last, as the median of the rounds' ratios of medians [min-max].
     pub fn table(&self, kinds: &[Kind]) -> String {
         let mut text = String::from("| |");
         kinds.iter().for_each(|kind| _ = write!(text, " {} |", kind.name()));
-        if kinds.len() == 2 {
-            text.push_str(" better by |");
+        let (last, others) = kinds.split_last().map_or((None, kinds), |(last, others)| (Some(*last), others));
+        for kind in others {
+            match others {
+                [_] => text.push_str(" better by |"),
+                _ => _ = write!(text, " {} better by |", kind.name()),
+            }
         }
-        let columns = kinds.len() + 1 + usize::from(kinds.len() == 2);
+        let columns = kinds.len() + 1 + others.len();
         let _ = write!(text, "\n|{}\n", " --- |".repeat(columns));
         for row in &self.rows {
             let _ = write!(text, "| {}, {} |", row.what, row.unit.name());
@@ -65,12 +69,9 @@ impl Report {
                 let cell = spread(&values, |value| row.unit.show(value));
                 let _ = write!(text, " {cell} |");
             }
-            if let [ours, theirs] = kinds {
-                let _ = write!(
-                    text,
-                    " {} |",
-                    spread(&row.ratios(*ours, *theirs), |ratio| format!("{ratio:.1}x"))
-                );
+            for (&ours, theirs) in others.iter().flat_map(|ours| Some((ours, last?))) {
+                let ratios = spread(&row.ratios(ours, theirs), |ratio| format!("{ratio:.1}x"));
+                let _ = write!(text, " {ratios} |");
             }
             text.push('\n');
         }
@@ -158,5 +159,8 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("| rate, per s | 100 | 10.0 | 10.0x |"), "{table}");
+        let table = report.table(&[Kind::Pinnace, Kind::Native, Kind::Containerd]);
+        assert!(table.contains("| rate, per s | 100 | - | 10.0 | 10.0x | - |"), "{table}");
+        assert!(!report.table(&[Kind::Pinnace]).contains("better"));
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! World ─ docker-registry ─ store: fresh ext4 with a journal, on a loop device over tmpfs
-//!       └ pinnace serve, or Debian's containerd + runc + CNI plugins
+//!       └ pinnace serve: built-in network, or a conflist, natively or by programs
+//!         or Debian's containerd + runc, the same conflist and the same programs
 //! ```
-//! Both have the same subnet, the same masquerading bridge, cgroupfs and the same registry. The store is mounted so,
+//! All have the same subnet, the same masquerading bridge, cgroupfs and the same registry. The store is mounted so,
 //! because on a file system without a journal inodes are not used again for minutes and each search for a free one
 //! is paid by whoever comes next.
 
@@ -30,19 +31,43 @@ const STORE_MIB: u64 = 6 << 10;
 /// Which runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Ours.
+    /// Ours, with its built-in network.
     Pinnace,
+    /// Ours, with a conflist that it executes itself.
+    Native,
+    /// Ours, with a conflist that the plugins' programs execute.
+    Plugins,
     /// The peer.
     Containerd,
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 4] = [Kind::Pinnace, Kind::Native, Kind::Plugins, Kind::Containerd];
+
     /// As it is called in the report.
     pub fn name(self) -> &'static str {
         match self {
             Kind::Pinnace => "pinnace",
+            Kind::Native => "pinnace, native conflist",
+            Kind::Plugins => "pinnace, plugin programs",
             Kind::Containerd => "containerd + runc",
         }
+    }
+
+    /// As it is called on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Pinnace => "pinnace",
+            Kind::Native => "native",
+            Kind::Plugins => "plugins",
+            Kind::Containerd => "containerd",
+        }
+    }
+
+    /// Whether it differs from [`Kind::Pinnace`] by its network alone.
+    pub fn is_of_networks(self) -> bool {
+        matches!(self, Kind::Native | Kind::Plugins)
     }
 }
 
@@ -74,8 +99,8 @@ impl Runtime {
         let registry = Registry::start(world.clone());
         registry.push(small, WORKLOAD, WORKLOAD, "1");
         let (daemon, peer, socket) = match kind {
-            Kind::Pinnace => {
-                let daemon = Daemon::start(world.clone(), &pinnace_config());
+            Kind::Pinnace | Kind::Native | Kind::Plugins => {
+                let daemon = Daemon::start(world.clone(), &pinnace_config(kind, &world));
                 let socket = daemon.socket.clone();
                 (Some(daemon), None, socket)
             }
@@ -190,18 +215,27 @@ impl Store {
     }
 }
 
-fn pinnace_config() -> String {
-    format!("[cni]\nmode = \"built-in\"\n[network]\nipv4_subnet = \"{SUBNET}\"\nipv6_subnet = \"\"\n")
+fn pinnace_config(kind: Kind, world: &World) -> String {
+    let cni = match kind {
+        Kind::Native | Kind::Plugins => {
+            let (dirs, plugins) = (conflist(world), plugins());
+            let native = kind == Kind::Native;
+            format!("mode = \"cni\"\nconf_dirs = [{dirs:?}]\nbin_dirs = [{plugins:?}]\nnative = {native}\n")
+        }
+        Kind::Pinnace | Kind::Containerd => "mode = \"built-in\"\n".to_owned(),
+    };
+    format!("[cni]\n{cni}[network]\nipv4_subnet = \"{SUBNET}\"\nipv6_subnet = \"\"\n")
 }
 
-/// Debian's packages, unpacked but not installed; the world has an empty /etc/containerd and /etc/cni.
-fn containerd(world: &World) -> (Child, Process, PathBuf) {
-    let containerd = debian::unpacked("containerd").join("usr/bin");
-    let runc = debian::unpacked("runc").join("usr/sbin/runc");
-    let plugins = debian::unpacked("containernetworking-plugins").join("usr/lib/cni");
-    let dir = world.dir();
-    let cni = dir.join("cni");
-    fs::create_dir_all(&cni).expect("make a directory");
+/// The reference plugins' programs of Debian.
+fn plugins() -> PathBuf {
+    debian::unpacked("containernetworking-plugins").join("usr/lib/cni")
+}
+
+/// Writes the network of all that have one by configuration; its directory.
+fn conflist(world: &World) -> PathBuf {
+    let dir = world.dir().join("cni");
+    fs::create_dir_all(&dir).expect("make a directory");
     let conflist = serde_json::json!({
         "cniVersion": "1.0.0",
         "name": "perf",
@@ -218,7 +252,16 @@ fn containerd(world: &World) -> (Child, Process, PathBuf) {
             { "type": "portmap", "capabilities": { "portMappings": true } },
         ],
     });
-    fs::write(cni.join("10-perf.conflist"), conflist.to_string()).expect("write the conflist");
+    fs::write(dir.join("10-perf.conflist"), conflist.to_string()).expect("write the conflist");
+    dir
+}
+
+/// Debian's packages, unpacked but not installed; the world has an empty /etc/containerd and /etc/cni.
+fn containerd(world: &World) -> (Child, Process, PathBuf) {
+    let containerd = debian::unpacked("containerd").join("usr/bin");
+    let runc = debian::unpacked("runc").join("usr/sbin/runc");
+    let (plugins, cni) = (plugins(), conflist(world));
+    let dir = world.dir();
     // Without CAP_SYS_RESOURCE a negative oom_score_adj cannot be set, and it insists unless told otherwise.
     let config = format!(
         "version = 2\n\

@@ -7,6 +7,7 @@
 //! ```
 //! Adds and deletes of different pods run side by side; GC runs alone, as the specification demands.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -69,11 +70,29 @@ impl Chain {
         let _turn = self.alone.read().await;
         let netns = invocation.netns.as_deref().and_then(|path| NetnsIdentity::of(path).ok());
         let mut owed = Owed { list: NetworkList::clone(&list), invocation, netns, result: None };
-        self.write(&owed, true).await?;
+        let native = self.plugins.native(&list).cloned();
+        if native.is_none() {
+            self.write(&owed, true).await?;
+        } else {
+            // All that outlives a power cut of what our code makes are files of addresses, made after this entry and flushed
+            // by nobody: the entry gets to the disk no later than they do, and the pod need not wait for it.
+            self.write(&owed, false).await?;
+            let (ledger, entry) = (self.ledger.clone(), owed.clone());
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = ledger.flush(&entry) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(sandbox_id = entry.invocation.container_id, error, "ledger not flushed");
+                }
+            });
+        }
         let told = Arc::new(owed.invocation.clone());
         for plugin in &list.plugins {
             let request = self.request(&list, plugin, Some(&told), owed.result.as_ref());
-            match self.plugins.find(&list, plugin).add(request).await {
+            let added = match &native {
+                Some(native) => native.add(request).await,
+                None => self.plugins.find(&list, plugin).add(request).await,
+            };
+            match added {
                 Ok(result) => owed.result = Some(result),
                 Err(source) => {
                     let failure = failure(Operation::Add, &list, source);
@@ -94,10 +113,40 @@ impl Chain {
         Ok(owed)
     }
 
+    /// The namespace of an attachment is at another path from now on: that is what DEL and CHECK are told.
+    pub async fn move_namespace(&self, owed: &mut Owed, path: PathBuf) -> Result<(), ChainError> {
+        let text = path.display().to_string();
+        let before = owed.invocation.netns.replace(path);
+        for interface in owed.result.iter_mut().flat_map(|result| &mut result.interfaces) {
+            if before.as_deref().is_some_and(|before| before == Path::new(&interface.sandbox)) {
+                interface.sandbox.clone_from(&text);
+            }
+        }
+        self.write(owed, false).await
+    }
+
     /// Detaches. After an error the DEL is still owed.
     pub async fn del(&self, owed: &Owed) -> Result<(), ChainError> {
         let _turn = self.alone.read().await;
         self.del_in_turn(owed).await
+    }
+
+    /// Takes away what leads to the pod, where that can be done apart from the rest: DEL is to follow when the pod's
+    /// namespace is gone. False where it cannot, and nothing was done.
+    pub async fn withdraw(&self, owed: &Owed) -> Result<bool, ChainError> {
+        let list = &owed.list;
+        let Some(native) = self.plugins.native(list) else { return Ok(false) };
+        // DEL has to be told which port it is that goes.
+        let Some(result) = owed.result.as_ref().filter(|_| list.cni_version >= Version::V0_4_0) else {
+            return Ok(false);
+        };
+        let _turn = self.alone.read().await;
+        let told = Arc::new(owed.invocation_now());
+        for plugin in list.plugins.iter().rev() {
+            let request = self.request(list, plugin, Some(&told), Some(result));
+            native.withdraw(request).await.map_err(|error| failure(Operation::Del, list, error))?;
+        }
+        Ok(true)
     }
 
     async fn del_in_turn(&self, owed: &Owed) -> Result<(), ChainError> {

@@ -202,11 +202,23 @@ impl Ledger {
             file.sync_data().map_err(io_error("sync", &temporary))?;
         }
         fs::rename(&temporary, &path).map_err(io_error("rename to", &path))?;
-        if durable {
-            let dir = fs::File::open(&self.dir).map_err(io_error("open", &self.dir))?;
-            dir.sync_all().map_err(io_error("sync", &self.dir))?;
+        if durable { self.flush_dir() } else { Ok(()) }
+    }
+
+    /// Waits until an entry would survive a power cut; one that is gone need not.
+    pub fn flush(&self, owed: &Owed) -> Result<(), LedgerError> {
+        let path = self.path(owed)?;
+        match fs::File::open(&path) {
+            Ok(file) => file.sync_data().map_err(io_error("sync", &path))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(io_error("open", &path)(error)),
         }
-        Ok(())
+        self.flush_dir()
+    }
+
+    fn flush_dir(&self) -> Result<(), LedgerError> {
+        let dir = fs::File::open(&self.dir).map_err(io_error("open", &self.dir))?;
+        dir.sync_all().map_err(io_error("sync", &self.dir))
     }
 
     /// Strikes an entry out; one that is gone is fine.

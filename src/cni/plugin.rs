@@ -114,6 +114,8 @@ pub trait Plugin: Send + Sync + Debug {
 pub trait Native: Plugin {
     /// Why this list is left to its programs; none if it is executed here.
     fn refusal(&self, list: &NetworkList) -> Option<String>;
+    /// The part of DEL that cannot wait until the pod's namespace is gone; the devices inside go with that. DEL follows.
+    fn withdraw(&self, request: Request) -> BoxFuture<'_, Result<(), PluginError>>;
 }
 
 /// Where plugins are found.
@@ -146,12 +148,18 @@ impl Plugins {
         }
     }
 
+    /// What executes this list here, if it is not left to its programs.
+    #[must_use]
+    pub fn native(&self, list: &NetworkList) -> Option<&Arc<dyn Native>> {
+        self.native.as_ref().filter(|native| native.refusal(list).is_none())
+    }
+
     /// A plugin of a list. What an attachment was made with need not be what takes it away: both keep the same things.
     #[must_use]
     pub fn find(&self, list: &NetworkList, plugin: &PluginConfig) -> Arc<dyn Plugin> {
-        match &self.native {
-            Some(native) if native.refusal(list).is_none() => Arc::clone(native) as Arc<dyn Plugin>,
-            _ => Arc::new(ExecPlugin::new(plugin.kind.clone(), self.bin_dirs.clone())),
+        match self.native(list) {
+            Some(native) => Arc::clone(native) as Arc<dyn Plugin>,
+            None => Arc::new(ExecPlugin::new(plugin.kind.clone(), self.bin_dirs.clone())),
         }
     }
 }

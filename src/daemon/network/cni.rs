@@ -1,10 +1,14 @@
 //! The network of a CNI configuration: which it is, ADD, and DELs until they have succeeded.
 //!
 //! ```text
-//! attach ─► Attached ─► detach ─► Paying ─┬─► struck out of the ledger
-//!              ▲                          └─► owed ─► pay_forever, with growing pauses
+//! attach ─► Attached ─► detach ──────────────────────────► Paying ─┬─► struck out of the ledger
+//!              ▲   └──► withdraw ─► Withdrawn ─► namespace_gone ─┘ └─► owed ─► pay_forever, with growing pauses
 //!            found (after a restart)       whatever the ledger has and nobody claims ─┘
 //! ```
+//! Deleting a pod's device takes the kernel some 20 ms, in which it changes no other link; with its namespace it goes by
+//! itself. So where the plugins are our own code, a stop only takes away what leads to the pod, and DEL, which gives the
+//! addresses back, comes when the device has gone.
+//!
 //! The ledger on disk says what is owed, so that nothing depends on this memory; the memory says for whom nothing is to be
 //! paid yet, and who is paying already.
 
@@ -17,11 +21,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use pinnace_cni::{
-    Chain, Interface, Invocation, IpConfig, Ledger, LedgerError, Loaded, NetworkList, NotReady, Owed, Plugins,
+    Chain, ChainError, Interface, Invocation, IpConfig, Ledger, LedgerError, Loaded, NetworkList, NotReady,
+    Owed, Plugins,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 use super::native::Standard;
 use crate::config::{CniMode, Config};
@@ -31,6 +36,9 @@ use crate::table::lock;
 /// Pauses between attempts to pay: the first, doubled each time, and the last.
 const PAUSE_FIRST: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How often plugins that can tell are asked whether ADD would work.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How many sandboxes are paid for at once.
 const PAID_AT_ONCE: usize = 8;
@@ -49,6 +57,15 @@ pub struct CniAttachment {
 }
 
 impl CniAttachment {
+    /// What a record has of an attachment.
+    pub fn of(owed: Owed) -> Self {
+        let Owed { list, invocation: Invocation { ifname, .. }, result, .. } = owed;
+        let (addresses, interfaces) = result.map_or_else(Default::default, |result| {
+            (result.addresses_of(&ifname).cloned().collect(), result.interfaces)
+        });
+        Self { network: list.name, ifname, interfaces, addresses }
+    }
+
     /// The addresses, the primary one first.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> + use<'_> {
         self.addresses.iter().map(|ip| ip.address.addr())
@@ -59,6 +76,8 @@ impl CniAttachment {
 enum Turn {
     /// Lives, or is being attached.
     Attached,
+    /// Nothing leads to it any more; the rest waits until its namespace is gone.
+    Withdrawn,
     /// Somebody is calling DEL.
     Paying,
 }
@@ -73,7 +92,11 @@ pub struct Cni {
     chain: Chain,
     loaded: Mutex<Loaded>,
     configured: AtomicBool,
+    /// What the plugins said last of why ADD would not work.
+    unable: Mutex<Option<String>>,
     turns: Mutex<HashMap<String, Turn>>,
+    /// For DELs in the background: each holds a thread until its device is gone.
+    places: Semaphore,
     more_owed: Notify,
 }
 
@@ -95,7 +118,9 @@ impl Cni {
             plugins,
             loaded: Mutex::default(),
             configured: AtomicBool::new(false),
+            unable: Mutex::default(),
             turns: Mutex::default(),
+            places: Semaphore::new(PAID_AT_ONCE),
             more_owed: Notify::new(),
         };
         this.take(Loaded::read(&this.conf_dirs));
@@ -132,12 +157,41 @@ impl Cni {
         if next.found_any {
             self.configured.store(true, Ordering::Relaxed);
         }
+        *lock(&self.unable) = None;
         *lock(&self.loaded) = next;
     }
 
     /// The network of pods that come now.
     pub fn network(&self) -> Result<Arc<NetworkList>, NotReady> {
         lock(&self.loaded).ready(&self.conf_dirs)
+    }
+
+    /// Why pods that come now cannot be attached, as far as is known. Answers from memory.
+    pub fn ready(&self) -> Result<(), NotReady> {
+        self.network()?;
+        match &*lock(&self.unable) {
+            Some(reason) => Err(NotReady(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks the plugins whether ADD would work, now and again, for those who want to know at once.
+    pub async fn ask_forever(&self) {
+        loop {
+            self.refresh();
+            let unable = match self.network() {
+                Ok(list) => {
+                    let asked = self.chain.status(&list).await.map_err(ChainError::from);
+                    asked.err().map(|error| Error::from(error).chain())
+                }
+                Err(_) => None,
+            };
+            let before = std::mem::replace(&mut *lock(&self.unable), unable.clone());
+            if before != unable {
+                tracing::info!(reason = unable.as_deref().unwrap_or("none"), "plugins that cannot add");
+            }
+            tokio::time::sleep(STATUS_INTERVAL).await;
+        }
     }
 
     /// What tools read of the configuration, and how its last loading went.
@@ -173,6 +227,7 @@ impl Cni {
             "Prefix": "eth",
             "Networks": networks,
             "failedDels": self.chain.failed_dels(),
+            "pendingDels": lock(&self.turns).values().filter(|turn| **turn == Turn::Paying).count(),
         });
         let problem = |problem: &pinnace_cni::Problem| {
             let kept = if problem.kept { " (what it said before is used)" } else { "" };
@@ -186,12 +241,17 @@ impl Cni {
         (config, status)
     }
 
+    /// Whether ADD of this list needs a namespace only, and no process that lives in it.
+    pub fn is_native(&self, list: &NetworkList) -> bool {
+        self.plugins.native(list).is_some()
+    }
+
     /// ADD. After an error everything was deleted again, or is owed.
     pub async fn attach(
         self: &Arc<Self>,
         list: Arc<NetworkList>,
         invocation: Invocation,
-    ) -> Result<CniAttachment, Error> {
+    ) -> Result<Owed, Error> {
         let (id, ifname) = (invocation.container_id.clone(), invocation.ifname.clone());
         let network = list.name.clone();
         lock(&self.turns).insert(id.clone(), Turn::Attached);
@@ -204,19 +264,20 @@ impl Cni {
                 return Err(error.into());
             }
         };
-        let Owed { result: Some(result), .. } = owed else {
-            return Err(self.without_address(&id, network).await);
-        };
-        let addresses: Vec<IpConfig> = result.addresses_of(&ifname).cloned().collect();
-        if addresses.is_empty() {
-            return Err(self.without_address(&id, network).await);
+        let has_address =
+            owed.result.as_ref().is_some_and(|result| result.addresses_of(&ifname).next().is_some());
+        if has_address {
+            Ok(owed)
+        } else {
+            self.detach(&id).await;
+            Err(Error::NoAddress { network })
         }
-        Ok(CniAttachment { network, ifname, interfaces: result.interfaces, addresses })
     }
 
-    async fn without_address(self: &Arc<Self>, id: &str, network: String) -> Error {
-        self.detach(id).await;
-        Error::NoAddress { network }
+    /// The same for a list that [`Cni::is_native`], once the namespace has a process; `path` leads to it from now on.
+    pub async fn move_namespace(&self, mut owed: Owed, path: PathBuf) -> Result<Owed, Error> {
+        self.chain.move_namespace(&mut owed, path).await?;
+        Ok(owed)
     }
 
     /// A sandbox of an earlier daemon is attached.
@@ -227,17 +288,64 @@ impl Cni {
     /// DEL for a sandbox that is attached. Returns when it is paid, has failed, or takes too long; it goes on then.
     pub async fn detach(self: &Arc<Self>, id: &str) {
         match lock(&self.turns).get_mut(id) {
-            Some(turn @ Turn::Attached) => *turn = Turn::Paying,
+            Some(turn @ (Turn::Attached | Turn::Withdrawn)) => *turn = Turn::Paying,
             Some(Turn::Paying) | None => return,
         }
         let (this, paid_for) = (Arc::clone(self), id.to_owned());
-        let paying = tokio::spawn(async move {
-            if !this.pay(&paid_for).await {
-                this.more_owed.notify_one();
-            }
-        });
+        let paying = tokio::spawn(async move { this.pay_in_turn(&paid_for).await });
         if tokio::time::timeout(self.timeout, paying).await.is_err() {
             tracing::warn!(sandbox_id = id, limit = ?self.timeout, "DEL takes too long and is not waited for");
+        }
+    }
+
+    /// Takes away what leads to a sandbox that is attached, if the rest of DEL can follow its namespace: then
+    /// [`Cni::namespace_gone`] is to be told, and [`Cni::detach`] is not needed. Can be called again.
+    pub async fn withdraw(&self, id: &str) -> bool {
+        if !matches!(lock(&self.turns).get(id), Some(Turn::Attached | Turn::Withdrawn)) {
+            return false;
+        }
+        let (ledger, of) = (self.chain.ledger().clone(), id.to_owned());
+        let Ok(Ok((owed, broken))) = tokio::task::spawn_blocking(move || ledger.of(&of)).await else {
+            return false;
+        };
+        if owed.is_empty() || !broken.is_empty() {
+            return false;
+        }
+        for owed in &owed {
+            match self.chain.withdraw(owed).await {
+                Ok(true) => {}
+                Ok(false) => return false,
+                Err(error) => {
+                    let error = Error::from(error);
+                    tracing::warn!(sandbox_id = id, error = error.chain(), "not withdrawn before DEL");
+                    return false;
+                }
+            }
+        }
+        match lock(&self.turns).get_mut(id) {
+            Some(turn @ (Turn::Attached | Turn::Withdrawn)) => *turn = Turn::Withdrawn,
+            Some(Turn::Paying) | None => return false,
+        }
+        true
+    }
+
+    /// The namespace of a sandbox that was withdrawn has gone, or is about to: DEL is called in the background.
+    pub fn namespace_gone(self: &Arc<Self>, id: &str) {
+        match lock(&self.turns).get_mut(id) {
+            Some(turn @ Turn::Withdrawn) => *turn = Turn::Paying,
+            Some(Turn::Attached | Turn::Paying) | None => return,
+        }
+        let (this, paid_for) = (Arc::clone(self), id.to_owned());
+        tokio::spawn(async move {
+            // Never closed, so the place is always had.
+            let _place = this.places.acquire().await;
+            this.pay_in_turn(&paid_for).await;
+        });
+    }
+
+    async fn pay_in_turn(&self, id: &str) {
+        if !self.pay(id).await {
+            self.more_owed.notify_one();
         }
     }
 

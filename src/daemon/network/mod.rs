@@ -1,8 +1,9 @@
 //! Pod networks: the built-in one, or that of a CNI configuration, behind one door.
 //!
 //! ```text
-//! lease ──► connect ──(beside the monitor)──► complete ──► SandboxNetwork ──► detach
-//!           built-in: everything happens here  CNI: ADD, in a namespace that a process lives in
+//! lease ──► connect ──(beside the monitor)──► complete ──► SandboxNetwork ──► detach ──► namespace_gone
+//!           built-in: everything happens here  CNI by programs: ADD, in a namespace that a process lives in
+//!           CNI natively: ADD                  CNI natively: that process is written down
 //! ```
 //! A sandbox is detached from what it was attached to, whatever new ones get. The choice is made per pod; once a CNI
 //! configuration was seen, pods do not come to the built-in network any more until the daemon is started anew: that a
@@ -12,11 +13,12 @@ mod cni;
 mod invocation;
 mod native;
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use pinnace_cni::{Invocation, NetworkList};
+use pinnace_cni::{Invocation, NetworkList, Owed};
 use pinnace_network::{Attachment, Cidr, InterfaceName, Ipv6, Netns, Network, Range};
 use tokio_util::sync::CancellationToken;
 
@@ -83,6 +85,8 @@ impl Lease {
 pub enum Connected {
     /// Nothing is left to do.
     Whole(SandboxNetwork),
+    /// ADD was called for a namespace that only its descriptor led to.
+    Added(Box<Owed>),
     /// ADD is left to do.
     Waiting(Box<Joining>),
 }
@@ -133,7 +137,7 @@ impl PodNetworks {
             return built_in.ready().map_err(not_ready);
         }
         let reason = pinnace_cni::NotReady::REASON.to_owned();
-        self.cni.network().map(|_| ()).map_err(|not| NotReady { reason, message: not.0 })
+        self.cni.ready().map_err(|not| NotReady { reason, message: not.0 })
     }
 
     /// What tools read of the configuration, and how its last loading went; none with the built-in network. Answers from
@@ -172,22 +176,38 @@ impl PodNetworks {
     pub async fn complete(&self, connected: Connected, monitor_pid: i32) -> Result<SandboxNetwork, Error> {
         match connected {
             Connected::Whole(network) => Ok(network),
+            Connected::Added(owed) => {
+                let owed = self.cni.move_namespace(*owed, namespace_of(monitor_pid)).await?;
+                Ok(SandboxNetwork::Cni(CniAttachment::of(owed)))
+            }
             Connected::Waiting(joining) => {
                 let Joining { list, netns, mut invocation } = *joining;
                 // The monitor holds the namespace.
                 drop(netns);
-                invocation.netns = Some(format!("/proc/{monitor_pid}/ns/net").into());
-                Ok(SandboxNetwork::Cni(Box::pin(self.cni.attach(list, invocation)).await?))
+                invocation.netns = Some(namespace_of(monitor_pid));
+                Ok(SandboxNetwork::Cni(CniAttachment::of(Box::pin(self.cni.attach(list, invocation)).await?)))
             }
         }
     }
 
-    /// Detaches a sandbox. What plugins fail at is owed and tried again, and no error.
+    /// ADD in a namespace in which nobody lives yet, by code that needs none.
+    async fn add(&self, joining: Joining) -> Result<Connected, Error> {
+        let Joining { list, netns, mut invocation } = joining;
+        let path = format!("/proc/{}/fd/{}", std::process::id(), netns.fd().as_raw_fd());
+        invocation.netns = Some(path.into());
+        let owed = Box::pin(self.cni.attach(list, invocation)).await?;
+        Ok(Connected::Added(Box::new(owed)))
+    }
+
+    /// Detaches a sandbox. What plugins fail at is owed and tried again, and no error. Once the sandbox's namespace is gone
+    /// [`PodNetworks::namespace_gone`] is to be told.
     pub async fn detach(&self, node: &Node, id: &SandboxId, network: &SandboxNetwork) -> Result<(), Error> {
         match network {
             SandboxNetwork::Host | SandboxNetwork::Detached => Ok(()),
             SandboxNetwork::Cni(_) => {
-                self.cni.detach(id.as_str()).await;
+                if !self.cni.withdraw(id.as_str()).await {
+                    self.cni.detach(id.as_str()).await;
+                }
                 Ok(())
             }
             SandboxNetwork::Attached(attachment) => {
@@ -195,6 +215,11 @@ impl PodNetworks {
                 node.blocking(move |node| node.network.detach_built_in(&id, Some(&attachment))).await
             }
         }
+    }
+
+    /// The namespace of a sandbox that was detached has gone with its monitor.
+    pub fn namespace_gone(&self, id: &SandboxId) {
+        self.cni.namespace_gone(id.as_str());
     }
 
     /// Undoes what a sandbox that failed has of plugins; to be called while its monitor lives.
@@ -228,13 +253,16 @@ impl PodNetworks {
         }
     }
 
-    /// Pays what is owed to plugins, now and whenever more comes up, until `closing`.
+    /// Pays what is owed to plugins, now and whenever more comes up, and asks them how they are, until `closing`.
     pub fn pay_in_background(&self, closing: CancellationToken) {
         let cni = Arc::clone(&self.cni);
+        let asks = self.mode != CniMode::BuiltIn;
         tokio::spawn(async move {
+            let ask = async { if asks { cni.ask_forever().await } else { std::future::pending().await } };
             tokio::select! {
                 () = closing.cancelled() => {}
                 () = cni.pay_forever() => {}
+                () = ask => {}
             }
         });
     }
@@ -255,6 +283,9 @@ impl PodNetworks {
 pub async fn connect(node: &Node, sandbox: &Arc<Sandbox>, lease: Option<Lease>) -> Result<Connected, Error> {
     let (built_in, mut netns) = match lease {
         None => return Ok(Connected::Whole(SandboxNetwork::Host)),
+        Some(Lease::Cni(joining)) if node.network.cni.is_native(&joining.list) => {
+            return Box::pin(node.network.add(*joining)).await;
+        }
         Some(Lease::Cni(joining)) => return Ok(Connected::Waiting(joining)),
         Some(Lease::BuiltIn(built_in, netns)) => (built_in, netns),
     };
@@ -268,6 +299,11 @@ pub async fn connect(node: &Node, sandbox: &Arc<Sandbox>, lease: Option<Lease>) 
         Ok(Connected::Whole(SandboxNetwork::Attached(attachment)))
     })
     .await
+}
+
+/// Where the namespace of a pod is found while its monitor lives.
+fn namespace_of(monitor_pid: i32) -> PathBuf {
+    format!("/proc/{monitor_pid}/ns/net").into()
 }
 
 fn network_options(config: &Config) -> anyhow::Result<pinnace_network::Options> {

@@ -73,6 +73,10 @@ impl pinnace_cni::Native for Standard {
             Native::supports(&Value::Object(config)).err().map(|reason| format!("no native {reason}"))
         })
     }
+
+    fn withdraw(&self, request: Request) -> BoxFuture<'_, Result<(), PluginError>> {
+        self.run(request, |native, call| native.withdraw(call))
+    }
 }
 
 impl Plugin for Standard {

@@ -48,6 +48,7 @@ pub async fn release(node: &Node, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         monitor.shutdown().await;
         sandbox.set_monitor(None);
     }
+    node.network.namespace_gone(&sandbox.id);
     sandbox.change(|record| {
         record.phase = Phase::Stopped;
         if !matches!(record.network, SandboxNetwork::Host) {

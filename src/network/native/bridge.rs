@@ -24,6 +24,9 @@ const PORT_PATIENCE: Duration = Duration::from_millis(2550);
 /// How long the kernel may take to find out that nobody else has an address.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(1);
+/// How long a port may outlive its namespace before it is deleted.
+const DEPARTURE_PATIENCE: Duration = Duration::from_secs(1);
+const DEPARTURE_POLL_MAX: Duration = Duration::from_millis(32);
 /// The pod's interface in the result: after the bridge and the port.
 const POD_INTERFACE: usize = 2;
 
@@ -59,7 +62,7 @@ impl Native {
 
     pub(super) fn del_bridge(&self, call: Call<'_>, config: &Bridge) -> Result<(), NativeError> {
         let ifname = call.ifname;
-        call.inside(|socket| {
+        let inside = call.inside(|socket| {
             let mut request = socket.request();
             link::delete_link(&mut request, ifname);
             match socket.execute(request) {
@@ -67,14 +70,49 @@ impl Native {
                 _ => Ok(()),
             }
         })?;
+        if inside.is_none() {
+            self.await_departure(call, config)?;
+        }
         let Some(ipam) = config.addresses() else {
             return Ok(());
         };
         release(call, ipam)?;
         if config.ip_masq {
-            self.nat().unmasquerade(&chain(call)).map_err(rules(PLUGIN))?;
+            self.unmasquerade(call)?;
         }
         Ok(())
+    }
+
+    pub(super) fn unmasquerade(&self, call: Call<'_>) -> Result<(), NativeError> {
+        self.nat().unmasquerade(&chain(call)).map_err(rules(PLUGIN))
+    }
+
+    /// The pod's namespace has gone, and its port goes with it, on the kernel's own time: until then a frame can still find
+    /// the pod's addresses, so they are not given back. One that stays is deleted: somebody holds the namespace.
+    fn await_departure(&self, call: Call<'_>, config: &Bridge) -> Result<(), NativeError> {
+        let Some(name) = call.previous(PLUGIN)?.and_then(|result| port_of(&result, config)) else {
+            return Ok(());
+        };
+        let deadline = Instant::now() + DEPARTURE_PATIENCE;
+        let mut pause = POLL;
+        loop {
+            let port = link::find_link(&mut self.route(), &name).map_err(netlink(PLUGIN))?;
+            if port.is_none_or(|port| port.kind.as_deref() != Some("veth")) {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(DEPARTURE_POLL_MAX);
+        }
+        let mut socket = self.route();
+        let mut request = socket.request();
+        link::delete_link(&mut request, &name);
+        match socket.execute(request) {
+            Err(error) if !error.is_absent() => Err(netlink(PLUGIN)(error)),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn check_bridge(&self, call: Call<'_>, config: &Bridge) -> Result<(), NativeError> {
@@ -472,6 +510,18 @@ fn interfaces(bridge: &Link, port: &Link, call: Call<'_>, inside: &Link) -> Vec<
 fn interface(link: &Link, sandbox: &str) -> Interface {
     let mac = link.mac.map_or_else(String::new, |mac| mac.to_string());
     Interface { name: link.name.clone(), mac, sandbox: sandbox.to_owned(), ..Interface::default() }
+}
+
+/// The pod's port: the machine's interface in the result that is neither the bridge nor the gateway of its VLAN.
+fn port_of(result: &Outcome, config: &Bridge) -> Option<String> {
+    let gateway = format!("{}.{}", config.bridge, config.vlan);
+    let port = result.interfaces.iter().find(|known| {
+        known.sandbox.is_empty()
+            && known.name != config.bridge
+            && known.name != gateway
+            && known.name.starts_with("veth")
+    });
+    port.map(|port| port.name.clone())
 }
 
 fn chain(call: Call<'_>) -> String {

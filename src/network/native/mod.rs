@@ -12,9 +12,11 @@
 //!  loopback   lo up                                 rtnetlink
 //! ```
 //!
-//! Calls block for a few milliseconds, deletions for some 20, in which the kernel waits for its readers. They may come
-//! from any thread of the namespace in which [`Native::open`] was called; of two calls for one pod the second must wait
-//! for the first.
+//! Calls block for a few milliseconds, deletions for some 20, in which the kernel waits for its readers and no link of the
+//! machine can be changed. Where the pod's namespace goes anyway, its devices go with it, many at a time and in nobody's
+//! way: who can wait calls [`Native::withdraw`], lets the namespace go, and then calls [`Native::del`] without it, which
+//! gives the addresses back once the port is gone. Calls may come from any thread of the namespace in which
+//! [`Native::open`] was called; of two calls for one pod the second must wait for the first.
 
 mod bandwidth;
 mod bridge;
@@ -225,6 +227,16 @@ impl Native {
             Plugin::Portmap(_) => self.del_portmap(call),
             Plugin::Bandwidth(_) => self.del_bandwidth(call),
             Plugin::Loopback => self.del_loopback(call),
+        }
+    }
+
+    /// The part of DEL that cannot wait for the pod's namespace to go: what leads to the pod or hides it (rules of host
+    /// ports, masquerading) is taken away. [`Native::del`] without the namespace does the rest.
+    pub fn withdraw(&self, call: Call<'_>) -> Result<(), NativeError> {
+        match Plugin::parse(call.config)? {
+            Plugin::Bridge(bridge) if bridge.ip_masq => self.unmasquerade(call),
+            Plugin::Portmap(_) => self.del_portmap(call),
+            Plugin::Bridge(_) | Plugin::Bandwidth(_) | Plugin::Loopback => Ok(()),
         }
     }
 

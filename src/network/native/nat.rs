@@ -28,6 +28,7 @@ use crate::nftables::{
 };
 
 const TABLE: &str = "nat";
+const GETCHAIN: u8 = 4;
 const GETRULE: u8 = 7;
 const NEWGEN: u8 = 15;
 const GETGEN: u8 = 16;
@@ -218,6 +219,11 @@ impl Nat {
                 .filter(|rule| rule.jumps_to.as_deref() == Some(chain))
                 .map(|rule| rule.handle)
                 .collect();
+            // A transaction that fails is undone by waiting until no packet is under way: some 10 ms, and nobody else gets
+            // his in meanwhile. So it is not tried for nothing.
+            if leading.is_empty() && !self.has_chain(family, chain)? {
+                return Ok(());
+            }
             let mut transaction = Transaction::begin(self.socket.request(), family, generation);
             for handle in &leading {
                 transaction.delete_rule(entry, Some(*handle));
@@ -281,6 +287,20 @@ impl Nat {
         match self.socket.dump(&subject, kind, &header, attributes, Found::parse) {
             Err(error) if error.is_absent() => Ok(Vec::new()),
             rules => rules,
+        }
+    }
+
+    fn has_chain(&mut self, family: IpFamily, chain: &str) -> Result<bool, NetlinkError> {
+        let mut request = self.socket.request();
+        let kind = u16::from_le_bytes([GETCHAIN, SUBSYS_NFTABLES]);
+        let header = [family.number(), 0, 0, 0];
+        request.message(subject("look for chain", chain), kind, 0, &header, |attributes| {
+            attributes.text(NFTA_CHAIN_TABLE, TABLE);
+            attributes.text(NFTA_CHAIN_NAME, chain);
+        });
+        match self.socket.execute(request) {
+            Err(error) if error.is_absent() => Ok(false),
+            found => found.map(|()| true),
         }
     }
 

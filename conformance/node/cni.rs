@@ -35,6 +35,9 @@ ADD-crash) echo "$result"; kill -KILL $$ ;;
 ADD-nothing) echo '{"cniVersion":"1.0.0"}' ;;
 ADD-held) while [ -e "$dir/hold" ]; do sleep 0.05; done; echo "$result" ;;
 ADD-*) echo "$result" ;;
+STATUS-*)
+    [ ! -e "$dir/unable" ] || { echo '{"cniVersion":"1.1.0","code":51,"msg":"no addresses left"}'; exit 1; }
+    ;;
 DEL-*)
     [ ! -e "$dir/refuse" ] || { echo 'not today' >&2; exit 7; }
     [ ! -e "$dir/hang" ] || sleep 300
@@ -46,14 +49,14 @@ esac
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A node with directories for configurations and programs.
-struct Ground {
-    node: Node,
+pub struct Ground {
+    pub node: Node,
     dir: tempfile::TempDir,
 }
 
 impl Ground {
     /// `settings` are lines of `[cni]`; there is no configuration yet.
-    fn start(mode: &str, settings: &str, programs: &[PathBuf]) -> Option<Self> {
+    pub fn start(mode: &str, settings: &str, programs: &[PathBuf]) -> Option<Self> {
         let dir = tempfile::Builder::new().prefix("pinnace-cni-").tempdir().unwrap();
         let (conf, bin) = (dir.path().join("conf"), dir.path().join("bin"));
         fs::create_dir(&conf).unwrap();
@@ -90,7 +93,7 @@ impl Ground {
     }
 
     /// Replaces the configuration as an installer does: under another name first.
-    fn write(&self, text: &str) {
+    pub fn write(&self, text: &str) {
         let path = self.dir.path().join("conf/10-net.conflist");
         let new = path.with_extension("new");
         fs::write(&new, text).unwrap();
@@ -108,7 +111,7 @@ impl Ground {
     }
 
     /// Names of what DELs are owed for.
-    fn owed(&self) -> BTreeSet<String> {
+    pub fn owed(&self) -> BTreeSet<String> {
         names(&self.node.daemon.root.join("cni"))
     }
 
@@ -127,6 +130,26 @@ impl Ground {
         let more = network.additional_ips.into_iter().map(|ip| ip.ip);
         std::iter::once(network.ip).chain(more).map(|ip| ip.parse().unwrap()).collect()
     }
+}
+
+/// Bridge, addresses and host ports, as most nodes have them.
+pub fn bridge(data: &Path) -> Value {
+    let ipam = json!({
+        "type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.77.0.0/24"}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+    });
+    list(
+        "1.0.0",
+        json!([
+            {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam},
+            {"type": "portmap", "capabilities": {"portMappings": true}},
+        ]),
+    )
+}
+
+/// Debian's programs of the reference plugins.
+fn programs() -> Vec<PathBuf> {
+    vec![debian::unpacked("containernetworking-plugins").join("usr/lib/cni")]
 }
 
 fn list(version: &str, plugins: Value) -> Value {
@@ -150,29 +173,13 @@ async fn eventually(what: &str, holds: impl Fn() -> bool) {
 
 /// Bridge, addresses and host ports, executed natively or by programs; everything else is the same.
 async fn bridge_with_ports(native: bool) {
-    let programs = match native {
-        true => Vec::new(),
-        false => vec![debian::unpacked("containernetworking-plugins").join("usr/lib/cni")],
-    };
+    let programs = if native { Vec::new() } else { programs() };
     let Some(ground) = Ground::start("cni", &format!("native = {native}"), &programs) else { return };
     let node = &ground.node;
     let data = ground.dir.path().join("addresses");
     let given =
         || names(&data.join("net")).into_iter().filter(|name| name.starts_with("10.")).collect::<Vec<_>>();
-    let ipam = json!({
-        "type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.77.0.0/24"}]],
-        "routes": [{"dst": "0.0.0.0/0"}],
-    });
-    ground.write(
-        &list(
-            "1.0.0",
-            json!([
-                {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": ipam},
-                {"type": "portmap", "capabilities": {"portMappings": true}},
-            ]),
-        )
-        .to_string(),
-    );
+    ground.write(&bridge(&data).to_string());
     let (condition, config, loaded) = ground.network_condition().await;
     assert!(condition.status, "{condition:?}");
     assert_eq!(
@@ -211,13 +218,17 @@ async fn bridge_with_ports(native: bool) {
     assert_eq!(node.script(&client, "cat /sys/class/net/lo/operstate", |_| {}).await, "unknown\n");
 
     node.cri.stop_pod(&server.id).await.unwrap();
+    if native {
+        // When its device has gone, which nobody waits for.
+        eventually("the address is given back", || !given().contains(&ip.to_string())).await;
+    }
     assert!(!given().contains(&ip.to_string()), "{ip} is still taken");
     assert!(node.world.connect("10.77.0.1:8080".parse().unwrap()).is_err(), "the port is still served");
     assert!(!node.world.sh("ip -o link").contains("pinnace0"), "the built-in bridge is there");
     node.remove(&server.id).await;
     node.remove(&client.id).await;
     node.cri.remove_image(&image).await.unwrap();
-    assert_eq!((given(), ground.owed()), (Vec::new(), BTreeSet::new()));
+    eventually("all is given back", || given().is_empty() && ground.owed().is_empty()).await;
     node.assert_nothing_left(&before);
 }
 
@@ -229,6 +240,125 @@ async fn standard_plugins_are_executed_natively() {
 #[tokio::test]
 async fn standard_plugins_are_executed_as_programs() {
     bridge_with_ports(false).await;
+}
+
+#[tokio::test]
+async fn a_chain_of_five_programs() {
+    let Some(ground) = Ground::start("cni", "", &programs()) else { return };
+    let node = &ground.node;
+    let ipam = json!({
+        "type": "host-local", "dataDir": ground.dir.path().join("addresses"),
+        "ranges": [[{"subnet": "10.78.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}],
+    });
+    ground.write(
+        &list(
+            "1.0.0",
+            json!([
+                {"type": "ptp", "ipMasq": true, "ipam": ipam},
+                {"type": "tuning", "sysctl": {"net.core.somaxconn": "500"}},
+                {"type": "firewall", "backend": "iptables"},
+                {"type": "portmap", "capabilities": {"portMappings": true}},
+                {"type": "bandwidth", "capabilities": {"bandwidth": true}},
+            ]),
+        )
+        .to_string(),
+    );
+    let change = |config: &mut PodSandboxConfig| {
+        let mapping = PortMapping { container_port: 80, host_port: 8081, ..PortMapping::default() };
+        config.port_mappings.push(mapping);
+        for direction in ["ingress", "egress"] {
+            config.annotations.insert(format!("kubernetes.io/{direction}-bandwidth"), "20M".into());
+        }
+    };
+    // Chains that all pods share, and tables, are made once.
+    let first = node.run_pod("first", change).await;
+    node.remove(&first.id).await;
+    let before = node.baseline().await;
+    let (_, config, _) = ground.network_condition().await;
+    assert_eq!(config["Networks"][0]["whyNotNative"], "no native plugin ptp", "{config}");
+
+    let image = node.image("nginx").await;
+    let server = nginx(node, "server", change).await;
+    let [ip] = ground.ips(&server.id).await[..] else { panic!("more than one address") };
+    for address in [SocketAddr::new(ip, 80), "10.78.0.1:8081".parse().unwrap()] {
+        assert_eq!(page(&node.world, address).as_deref(), Some(NGINX_PAGE), "{address}");
+    }
+    node.image("busybox").await;
+    let inside = node.script(&server, "cat /proc/sys/net/core/somaxconn", |_| {}).await;
+    assert_eq!(inside, "500\n", "tuning");
+    let forward = node.world.sh("iptables -S CNI-FORWARD");
+    assert!(forward.contains(&format!("-d {ip}/32")), "firewall: {forward}");
+    let queues = node.world.sh("tc qdisc show");
+    assert_eq!(queues.matches("qdisc tbf").count(), 2, "bandwidth: {queues}");
+    node.remove(&server.id).await;
+    node.cri.remove_image(&image).await.unwrap();
+    assert_eq!(ground.owed(), BTreeSet::new());
+    node.assert_nothing_left(&before);
+}
+
+#[tokio::test]
+async fn pods_on_a_link_of_the_node_by_macvlan() {
+    let Some(ground) = Ground::start("cni", "", &programs()) else { return };
+    let node = &ground.node;
+    node.world.sh("ip link add up0 type veth peer name up1; ip link set up0 up; ip link set up1 up");
+    let ipam = json!({
+        "type": "host-local", "dataDir": ground.dir.path().join("addresses"),
+        "ranges": [[{"subnet": "10.79.0.0/24"}], [{"subnet": "fd79::/64"}]],
+    });
+    let macvlan = json!({"type": "macvlan", "master": "up0", "mode": "bridge", "ipam": ipam});
+    ground.write(&list("0.3.1", json!([macvlan, {"type": "tuning", "mtu": 1400}])).to_string());
+    let before = node.baseline().await;
+    let image = node.image("nginx").await;
+    let server = nginx(node, "server", |_| {}).await;
+    let client = node.run_pod("client", |_| {}).await;
+    let ips = ground.ips(&server.id).await;
+    assert!(ips.iter().any(IpAddr::is_ipv4) && ips.iter().any(IpAddr::is_ipv6), "{ips:?}");
+    node.image("busybox").await;
+    for ip in ips {
+        let address = SocketAddr::new(ip, 80);
+        let got = node.script(&client, &format!("wget -q -O - http://{address}/"), |_| {}).await;
+        assert_eq!(got, NGINX_PAGE, "{address}");
+    }
+    assert_eq!(node.script(&client, "cat /sys/class/net/eth0/mtu", |_| {}).await, "1400\n");
+    node.remove(&server.id).await;
+    node.remove(&client.id).await;
+    node.cri.remove_image(&image).await.unwrap();
+    assert_eq!(ground.owed(), BTreeSet::new());
+    node.assert_nothing_left(&before);
+}
+
+#[tokio::test]
+async fn plugins_tell_how_they_are_and_clear_what_is_nobodys() {
+    let Some(mut ground) = Ground::start("cni", "", &[]) else { return };
+    ground.install("odd");
+    ground.write(&list("1.1.0", json!([{"type": "odd"}])).to_string());
+    let kept = ground.node.run_pod("kept", |_| {}).await;
+    eventually("STATUS is asked for", || ground.called("STATUS", "", "") > 0).await;
+    assert!(ground.network_condition().await.0.status);
+    fs::write(ground.bin("unable"), "").unwrap();
+    let mut told = String::new();
+    for _ in 0..200 {
+        let (condition, ..) = ground.network_condition().await;
+        if !condition.status {
+            assert_eq!(condition.reason, "NetworkPluginNotReady");
+            told = condition.message;
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(told.contains("no addresses left"), "{told:?}");
+    fs::remove_file(ground.bin("unable")).unwrap();
+    ground.node.daemon.kill();
+    let _ = fs::remove_file(ground.bin("GC-.json"));
+    ground.node.restart();
+    eventually("GC is asked for", || ground.bin("GC-.json").exists()).await;
+    eventually("GC was told", || fs::read(ground.bin("GC-.json")).is_ok_and(|text| !text.is_empty())).await;
+    let gc: Value = serde_json::from_slice(&fs::read(ground.bin("GC-.json")).unwrap()).unwrap();
+    let valid = json!([{"containerID": kept.id, "ifname": "eth0"}]);
+    assert_eq!(gc["cni.dev/valid-attachments"], valid);
+    assert!(ground.network_condition().await.0.status);
+    ground.node.remove(&kept.id).await;
+    assert_eq!(ground.owed(), BTreeSet::new());
 }
 
 #[tokio::test]

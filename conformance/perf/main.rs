@@ -91,7 +91,9 @@ async fn measure_all(plan: &Plan) -> String {
                     }
                     ("exec", _) => measure::exec(runtime, plan.execs, &tag, &mut report).await,
                     ("crowd", _) => measure::crowd(runtime, plan.crowd, CONCURRENCY, &tag, &mut report).await,
-                    ("lists", _) => measure::lists(runtime, plan.listed, CONCURRENCY, &tag, &mut report).await,
+                    ("lists", _) => {
+                        measure::lists(runtime, plan.listed, CONCURRENCY, &tag, &mut report).await
+                    }
                     (_, Some(Large { layout, .. })) => {
                         measure::pull(runtime, layout, round, &mut report).await
                     }

@@ -14,6 +14,8 @@ use pinnace_cri_api::v1::*;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use crate::process::patient;
+
 /// How long the kubelet waits for an answer by default.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -32,7 +34,7 @@ impl Cri {
         let socket = PathBuf::from(socket);
         // Only the authority of the address is used: every client of a unix socket sends "localhost".
         let channel = Endpoint::from_static("http://localhost")
-            .timeout(DEADLINE)
+            .timeout(patient(DEADLINE))
             .connect_with_connector_lazy(tower::service_fn(move |_| {
                 let socket = socket.clone();
                 async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
@@ -191,7 +193,7 @@ impl Cri {
 
     /// Waits until a container is in a state.
     pub async fn in_state(&self, id: &str, state: ContainerState) -> ContainerStatus {
-        let end = tokio::time::Instant::now() + Duration::from_secs(30);
+        let end = tokio::time::Instant::now() + patient(Duration::from_secs(30));
         loop {
             let status = self.status(id).await.expect("ContainerStatus");
             if status.state() == state {

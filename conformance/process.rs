@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, ExitStatus};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -43,9 +44,20 @@ pub fn wait_at_most(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     poll(limit, || child.try_wait().expect("wait for a child"))
 }
 
+/// A limit of time as this machine needs it: `PINNACE_TEST_PATIENCE` times as long where it is set, for one whose
+/// processor is emulated.
+pub fn patient(limit: Duration) -> Duration {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    let factor = FACTOR.get_or_init(|| {
+        let text = std::env::var("PINNACE_TEST_PATIENCE").unwrap_or_default();
+        text.parse().unwrap_or(1).max(1)
+    });
+    limit.saturating_mul(*factor)
+}
+
 /// Asks until there is an answer, at most so long. The pauses are short beside what is waited for.
 pub fn poll<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + limit;
+    let end = Instant::now() + patient(limit);
     loop {
         if let Some(answer) = ask() {
             return Some(answer);

@@ -109,6 +109,92 @@ async fn update_that_cannot_be_is_refused_whole() {
     node.assert_fails(answer, Code::NotFound, &unknown);
 }
 
+/// A change of what is no cgroup file belongs to the whole as well: with a score that nobody may have, limits stay too.
+#[tokio::test]
+async fn update_reaches_the_oom_score_of_what_runs() {
+    let Some(node) = Node::start() else { return };
+    let running = sleeping(&node, "score", |config| {
+        config.resources().memory_limit_in_bytes = 64 * MIB;
+        config.resources().oom_score_adj = 500;
+    })
+    .await;
+    let change = LinuxContainerResources { oom_score_adj: 600, ..Default::default() };
+    update(&node, &running.container, change).await.unwrap();
+    assert_eq!(
+        node.cri.sh(&running.container, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj").await,
+        "600\n600\n"
+    );
+    let before = node.cri.status(&running.container).await.unwrap();
+    // The record cannot be replaced: its name is taken by a directory.
+    let obstacle = node.daemon.run.join("containers").join(&running.container).join("container.json.new");
+    std::fs::create_dir(&obstacle).unwrap();
+    let change = LinuxContainerResources {
+        oom_score_adj: 700,
+        memory_limit_in_bytes: 96 * MIB,
+        cpu_quota: 20_000,
+        ..Default::default()
+    };
+    let (_, text) =
+        pinnace_conformance::cri::failure(update(&node, &running.container, change.clone()).await);
+    assert!(text.contains("container.json"), "{text}");
+    assert_eq!(node.cri.status(&running.container).await.unwrap(), before, "part of the update is shown");
+    let limit = || cgroup_file(&node, "memory", "memory.limit_in_bytes", "memory.max");
+    assert_eq!(limit(), (64 * MIB).to_string(), "part of the update is in force");
+    let quota = cgroup_file(&node, "cpu", "cpu.cfs_quota_us", "cpu.max");
+    assert!(quota == "-1" || quota.starts_with("max"), "part of the update is in force: {quota}");
+    assert_eq!(
+        node.cri.sh(&running.container, "cat /proc/1/oom_score_adj /proc/self/oom_score_adj").await,
+        "600\n600\n"
+    );
+    std::fs::remove_dir(&obstacle).unwrap();
+    update(&node, &running.container, change).await.unwrap();
+    assert_eq!(limit(), (96 * MIB).to_string());
+}
+
+#[tokio::test]
+async fn processes_are_limited_where_configured() {
+    let change = |config: String| config + "[container]\npids_limit = 20\n";
+    let Some(node) = Node::start_changed(change) else { return };
+    let running = sleeping(&node, "pids", |_| {}).await;
+    assert_eq!(cgroup_file(&node, "pids", "pids.max", "pids.max"), "20");
+    let script = "for i in $(seq 40); do sleep 5 & done 2>&1; true";
+    let done = node.cri.exec(&running.container, &["sh", "-c", script], 30).await.unwrap();
+    let said = String::from_utf8_lossy(&done.stdout).into_owned() + &String::from_utf8_lossy(&done.stderr);
+    assert!(said.contains("fork"), "{said}");
+    // An update does not lose it.
+    update(&node, &running.container, LinuxContainerResources { cpu_shares: 99, ..Default::default() })
+        .await
+        .unwrap();
+    assert_eq!(cgroup_file(&node, "pids", "pids.max", "pids.max"), "20");
+    node.cri.stop(&running.container, 0).await.unwrap();
+}
+
+/// Where the kernel limits huge pages the limit is there; elsewhere there are none to be limited.
+#[tokio::test]
+async fn huge_pages_are_limited_where_the_kernel_can() {
+    let Some(node) = Node::start() else { return };
+    let limit = |page_size: &str, limit: u64| HugepageLimit { page_size: page_size.into(), limit };
+    let running = sleeping(&node, "pages", |config| {
+        config.resources().hugepage_limits = vec![limit("2MB", 4 << 20)];
+    })
+    .await;
+    let status = node.cri.status(&running.container).await.unwrap();
+    let reported = status.resources.unwrap().linux.unwrap();
+    assert_eq!(reported.hugepage_limits, [limit("2MB", 4 << 20)]);
+    let controllers = std::fs::read_to_string("/proc/cgroups").unwrap_or_default();
+    let has = controllers.lines().any(|line| line.starts_with("hugetlb\t") && line.ends_with("\t1"));
+    let mounted = node.world.cgroups().iter().any(|cgroup| cgroup.v1_options.contains("hugetlb"));
+    let sized = std::path::Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").exists();
+    if has && sized && (mounted || node.world.is_cgroup_v2()) {
+        let file = cgroup_file(&node, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max");
+        assert_eq!(file, (4 << 20).to_string());
+    }
+    for wrong in ["2XB", "../2MB", ""] {
+        let change = LinuxContainerResources { hugepage_limits: vec![limit(wrong, 1)], ..Default::default() };
+        node.assert_fails(update(&node, &running.container, change).await, Code::InvalidArgument, "pageSize");
+    }
+}
+
 #[tokio::test]
 async fn created_container_can_be_updated() {
     let Some(node) = Node::start() else { return };
@@ -225,4 +311,25 @@ async fn pods_size_is_recorded_and_limits_nothing() {
     let answer = update_pod(&node, request(&pod.id, None, None)).await;
     node.assert_fails(answer, Code::FailedPrecondition, &pod.id);
     node.cri.remove_pod(&pod.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn update_looks_at_the_linux_part_alone() {
+    let Some(node) = Node::start() else { return };
+    let running = sleeping(&node, "linux", |config| config.resources().cpu_shares = 512).await;
+    let request = UpdateContainerResourcesRequest {
+        container_id: running.container.clone(),
+        linux: Some(LinuxContainerResources { cpu_shares: 600, ..Default::default() }),
+        windows: Some(WindowsContainerResources::default()),
+        annotations: [("io.kubernetes.cri-o.cpu-shares".into(), "2".into())].into(),
+    };
+    node.cri.runtime().update_container_resources(request).await.unwrap();
+    let resources = node.cri.status(&running.container).await.unwrap().resources.unwrap();
+    assert_eq!((resources.linux.unwrap().cpu_shares, resources.windows), (600, None));
+    let request = PodSandboxStatsRequest { pod_sandbox_id: running.pod.clone() };
+    let stats = node.cri.runtime().pod_sandbox_stats(request).await.unwrap().into_inner().stats.unwrap();
+    assert!(stats.linux.is_some() && stats.windows.is_none());
+    let request = UpdateContainerResourcesRequest { container_id: running.container, ..Default::default() };
+    let answer = node.cri.runtime().update_container_resources(request).await;
+    node.assert_fails(answer, Code::InvalidArgument, "linux");
 }

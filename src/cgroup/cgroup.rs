@@ -41,6 +41,10 @@ impl<'a> Limits<'a> {
     }
 }
 
+/// The values that a cgroup had before an update.
+#[derive(Debug)]
+pub struct Previous(Vec<Setting>);
+
 /// Descriptors by which a new process gets into a cgroup.
 #[derive(Debug)]
 pub struct JoinFds {
@@ -132,13 +136,27 @@ impl Cgroup {
 
     /// Changes limits; what the resources leave out stays. On failure the old values are written back.
     /// Devices are not touched, see [`Cgroup::set_devices`].
-    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+    pub fn update(&self, resources: &LinuxResources) -> Result<Previous> {
         if !self.exists()? {
             return Err(CgroupError::NotFound { path: self.path.to_string() });
         }
         let settings = self.settings(resources)?;
         self.check_usage(resources)?;
-        setting::write_all(&settings, Undo::OnFailure, |controller| self.place(controller))
+        let previous = setting::write_all(&settings, Undo::OnFailure, |controller| self.place(controller))?;
+        Ok(Previous(previous))
+    }
+
+    /// Takes an update back, when what it was part of has failed elsewhere.
+    pub fn revert(&self, previous: &Previous) -> Result<()> {
+        setting::write_all(&previous.0, Undo::Never, |controller| self.place(controller)).map(drop)
+    }
+
+    /// Whether it can limit what this controller limits.
+    pub fn is_limited_by(hierarchy: &Hierarchy, controller: &str) -> bool {
+        match hierarchy.mode() {
+            Mode::Unified => hierarchy.unified_controllers().contains(controller),
+            Mode::Legacy | Mode::Hybrid => hierarchy.v1(controller).is_some(),
+        }
     }
 
     /// Every file that the resources set, quota and period complete.

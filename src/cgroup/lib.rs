@@ -42,7 +42,7 @@ mod usage;
 mod v1;
 mod v2;
 
-pub use cgroup::{Cgroup, JoinFds, Limits};
+pub use cgroup::{Cgroup, JoinFds, Limits, Previous};
 pub use detect::{Driver, Hierarchy, Mode};
 pub use devices::{Access, DeviceKind, DeviceRules};
 pub use error::{CgroupError, Code, Result};

@@ -83,12 +83,13 @@ pub(crate) enum Undo {
     OnFailure,
 }
 
-/// Writes the list; `place` finds the directory of a controller, `None` when it is not mounted or enabled.
+/// Writes the list; `place` finds the directory of a controller, `None` when it is not mounted or enabled. Returns what
+/// takes it back, in order, if old values are kept.
 pub(crate) fn write_all<'a>(
     settings: &[Setting],
     undo: Undo,
     place: impl Fn(&'static str) -> Option<Place<'a>>,
-) -> Result<()> {
+) -> Result<Vec<Setting>> {
     let mut done: Vec<Setting> = Vec::new();
     let outcome = write_passes(
         settings,
@@ -100,13 +101,13 @@ pub(crate) fn write_all<'a>(
         },
         undo,
     );
+    done.reverse();
     if outcome.is_err() && !done.is_empty() {
-        done.reverse();
         if let Err(error) = write_passes(&done, &place, |_, _| {}, Undo::Never) {
             tracing::warn!(%error, "old cgroup values could not be written back");
         }
     }
-    outcome
+    outcome.map(|()| done)
 }
 
 fn write_passes<'a>(

@@ -166,3 +166,18 @@ async fn log_path_cannot_leave_its_directory() {
     assert!(answer.is_err(), "a log was opened through a symbolic link");
     assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
 }
+
+#[tokio::test]
+async fn log_is_no_longer_than_configured() {
+    let change = |config: String| config + "[container]\nlog_size_limit = \"64KiB\"\n";
+    let Some(node) = Node::start_changed(change) else { return };
+    let (running, entries) = ended(&node, "limit", "seq 1 20000").await;
+    let length = fs::metadata(&running.log).unwrap().len();
+    assert!((1..=64 << 10).contains(&length), "{length}");
+    let text = String::from_utf8(log::stream(&entries, "stdout")).unwrap();
+    let numbers: Vec<u32> = text.lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(numbers.last(), Some(&20_000));
+    assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "what is there is whole and in order");
+    let directory: Vec<_> = fs::read_dir(running.log.parent().unwrap()).unwrap().collect();
+    assert_eq!(directory.len(), 1, "{directory:?}");
+}

@@ -5,13 +5,16 @@
 //! 2026-10-12T06:07:08.123456789Z stderr P the first 16 KiB of a long line, or a last one without a newline
 //! ```
 //! Writing never makes the container wait or die: what the file cannot take (ENOSPC, EIO, EDQUOT) is dropped and counted,
-//! and the file is opened anew, at most once a second, until it works again. The file is a regular one below the log
+//! and the file is opened anew, at most once a second, until it works again. With a limit, a file that would outgrow it is
+//! replaced by an empty one of its name: what was written is gone for who opens it later, and nothing fills the disk. The file is a regular one below the log
 //! directory's descriptor, reached through no link (rule R24).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat2, renameat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -104,6 +107,10 @@ pub(crate) struct Log {
     directory: OwnedFd,
     path: Vec<u8>,
     file: Option<OwnedFd>,
+    /// Longest file; 0 is no limit.
+    limit: u64,
+    /// Its length, as far as written here.
+    length: u64,
     /// The file ends in the middle of a record.
     torn: bool,
     dropped: u64,
@@ -112,15 +119,17 @@ pub(crate) struct Log {
 
 impl Log {
     /// Opens the log, making the directories of its path.
-    pub fn open(directory: OwnedFd, path: &[u8]) -> Result<Self, Failure> {
+    pub fn open(directory: OwnedFd, path: &[u8], limit: u64) -> Result<Self, Failure> {
         let file = open_file(directory.as_fd(), path)?;
-        let path = path.to_vec();
-        Ok(Self { directory, path, file: Some(file), torn: false, dropped: 0, retry_at: None })
+        let (path, length) = (path.to_vec(), length(&file));
+        Ok(Self { directory, path, file: Some(file), limit, length, torn: false, dropped: 0, retry_at: None })
     }
 
     /// Opens the path anew, after the old file was renamed; on failure the old file stays in use.
     pub fn reopen(&mut self) -> Result<(), Failure> {
-        self.file = Some(open_file(self.directory.as_fd(), &self.path)?);
+        let file = open_file(self.directory.as_fd(), &self.path)?;
+        self.length = length(&file);
+        self.file = Some(file);
         self.torn = false;
         self.retry_at = None;
         Ok(())
@@ -133,6 +142,35 @@ impl Log {
 
     /// Appends whole records.
     pub fn append(&mut self, records: &[u8]) {
+        if self.limit == 0 {
+            return self.write(records);
+        }
+        let mut rest = records;
+        while !rest.is_empty() {
+            let room = usize::try_from(self.limit.saturating_sub(self.length)).unwrap_or(usize::MAX);
+            let fits = if rest.len() <= room { rest.len() } else { after_newline(&rest[..room], true) };
+            // A record that fits into no file has one of its own.
+            let (piece, more) = match fits {
+                0 if self.length == 0 => rest.split_at(after_newline(rest, false)),
+                0 => match replace_file(self.directory.as_fd(), &self.path) {
+                    Ok(file) => {
+                        (self.file, self.length, self.torn) = (Some(file), 0, false);
+                        continue;
+                    }
+                    // A limit is a limit.
+                    Err(_) => {
+                        self.dropped += rest.len() as u64;
+                        return;
+                    }
+                },
+                fits => rest.split_at(fits),
+            };
+            self.write(piece);
+            rest = more;
+        }
+    }
+
+    fn write(&mut self, records: &[u8]) {
         if records.is_empty() {
             return;
         }
@@ -148,7 +186,10 @@ impl Log {
         }
         while !rest.is_empty() && !self.torn {
             match rustix::io::write(file, rest) {
-                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+                Ok(written) => {
+                    self.length += written as u64;
+                    rest = rest.get(written..).unwrap_or_default();
+                }
                 Err(Errno::INTR) => {}
                 Err(_) => break,
             }
@@ -168,15 +209,71 @@ impl Log {
             return false;
         }
         match open_file(self.directory.as_fd(), &self.path) {
-            Ok(file) => self.file = Some(file),
+            Ok(file) => (self.length, self.file) = (length(&file), Some(file)),
             Err(_) => self.retry_at = Some(Instant::now() + RETRY),
         }
         self.file.is_some()
     }
 }
 
+/// Where the text after the last newline begins, or after the first one; 0 and all of it without one.
+fn after_newline(text: &[u8], last: bool) -> usize {
+    let is_newline = |byte: &u8| *byte == b'\n';
+    match last {
+        true => text.iter().rposition(is_newline).map_or(0, |at| at + 1),
+        false => text.iter().position(is_newline).map_or(text.len(), |at| at + 1),
+    }
+}
+
+fn length(file: &OwnedFd) -> u64 {
+    fstat(file).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
+}
+
+const RESOLVE: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+
+/// How every log is opened.
+const APPEND: OFlags = OFlags::WRONLY
+    .union(OFlags::APPEND)
+    .union(OFlags::CREATE)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::NOCTTY)
+    .union(OFlags::CLOEXEC);
+
+const MODE: Mode = Mode::from_raw_mode(0o640);
+
+/// An empty file under that name; who has the old one open goes on reading it.
+fn replace_file(directory: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Failure> {
+    let (parent, name) = open_parent(directory, path)?;
+    let at = parent.as_ref().map_or(directory, AsFd::as_fd);
+    let new = [b".", name, b".new"].concat();
+    match unlinkat(at, new.as_slice(), AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(Failure::syscall("log", "unlinkat", errno, &new)),
+    }
+    let file =
+        openat2(at, new.as_slice(), APPEND | OFlags::EXCL, MODE, RESOLVE).at("log", "openat2", &new)?;
+    renameat(at, new.as_slice(), at, name).at("log", "renameat", path)?;
+    Ok(file)
+}
+
 fn open_file(directory: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Failure> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let (parent, name) = open_parent(directory, path)?;
+    let at = parent.as_ref().map_or(directory, AsFd::as_fd);
+    let file = openat2(at, name, APPEND, MODE, RESOLVE).at("log", "openat2", path)?;
+    let mode = fstat(&file).at("log", "fstat", path)?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+        return Err(Failure::refused("log", path, "not a regular file"));
+    }
+    Ok(file)
+}
+
+/// The directory that the file is in, made if it is missing, and the file's name; none for the log directory itself.
+fn open_parent<'p>(
+    directory: BorrowedFd<'_>,
+    path: &'p [u8],
+) -> Result<(Option<OwnedFd>, &'p [u8]), Failure> {
     let (parents, name) = match path.iter().rposition(|byte| *byte == b'/') {
         Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
         None => (&b""[..], path),
@@ -193,22 +290,9 @@ fn open_file(directory: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Failure>
             Err(errno) => return Err(Failure::syscall("log", "mkdirat", errno, path)),
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        opened = Some(openat2(at, part, flags, Mode::empty(), resolve).at("log", "openat2", path)?);
+        opened = Some(openat2(at, part, flags, Mode::empty(), RESOLVE).at("log", "openat2", path)?);
     }
-    let at = opened.as_ref().map_or(directory, AsFd::as_fd);
-    let flags = OFlags::WRONLY
-        | OFlags::APPEND
-        | OFlags::CREATE
-        | OFlags::NOFOLLOW
-        | OFlags::NONBLOCK
-        | OFlags::NOCTTY
-        | OFlags::CLOEXEC;
-    let file = openat2(at, name, flags, Mode::from_raw_mode(0o640), resolve).at("log", "openat2", path)?;
-    let mode = fstat(&file).at("log", "fstat", path)?.st_mode;
-    if FileType::from_raw_mode(mode) != FileType::RegularFile {
-        return Err(Failure::refused("log", path, "not a regular file"));
-    }
-    Ok(file)
+    Ok((opened, name))
 }
 
 /// `CLOCK_REALTIME` now, in nanoseconds.
@@ -245,6 +329,37 @@ mod tests {
     use rustix::fs::{CWD, openat, symlinkat};
 
     const TIME: &str = "T";
+
+    #[test]
+    fn a_file_that_would_outgrow_its_limit_begins_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let fd = openat(CWD, directory.path(), OFlags::PATH | OFlags::CLOEXEC, 0.into()).unwrap();
+        let mut log = Log::open(fd, b"c/0.log", 10).unwrap();
+        let path = directory.path().join("c/0.log");
+        let read = || std::fs::read_to_string(&path).unwrap();
+        log.append(b"one\n");
+        log.append(b"two\n");
+        let mut follower = std::fs::File::open(&path).unwrap();
+        log.append(b"three\n");
+        assert_eq!(read(), "three\n");
+        let mut old = String::new();
+        std::io::Read::read_to_string(&mut follower, &mut old).unwrap();
+        assert_eq!(old, "one\ntwo\n", "who reads already loses nothing");
+        // One record is never cut, and what a restart finds counts.
+        log.append(b"a record that is longer than all\n");
+        assert_eq!(read(), "a record that is longer than all\n");
+        log.reopen().unwrap();
+        log.append(b"x\n");
+        assert_eq!(read(), "x\n");
+        std::fs::rename(&path, directory.path().join("rotated")).unwrap();
+        log.reopen().unwrap();
+        log.append(b"nine888\n");
+        assert_eq!((read().as_str(), log.dropped_bytes()), ("nine888\n", 0));
+        // Many records at once: what does not fit goes into the next file.
+        log.append(b"a\nb\nc\nd\ne\nf\ng\nh\n");
+        assert_eq!((read().as_str(), log.dropped_bytes()), ("g\nh\n", 0));
+        assert_eq!(std::fs::read_dir(directory.path().join("c")).unwrap().count(), 1);
+    }
 
     fn fed(chunks: &[&[u8]], longest: u32) -> String {
         let mut lines = Lines::new(Origin::Stdout, longest);
@@ -292,11 +407,11 @@ mod tests {
         symlinkat(outside.path(), fd(), "dirlink").unwrap();
         rustix::fs::mkfifoat(fd(), "fifo", 0o600.into()).unwrap();
         for bad in ["link", "dirlink/x", "../x", "/x", "a/../x", "", "a/", "fifo", "a//b"] {
-            let failure = Log::open(fd(), bad.as_bytes()).err().unwrap_or_else(|| panic!("{bad} opened"));
+            let failure = Log::open(fd(), bad.as_bytes(), 0).err().unwrap_or_else(|| panic!("{bad} opened"));
             assert_eq!(failure.stage, "log");
         }
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
-        let mut log = Log::open(fd(), b"pod/container/0.log").unwrap();
+        let mut log = Log::open(fd(), b"pod/container/0.log", 0).unwrap();
         log.append(b"one\n");
         std::fs::rename(directory.path().join("pod/container/0.log"), directory.path().join("old")).unwrap();
         log.append(b"two\n");

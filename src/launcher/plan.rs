@@ -333,4 +333,7 @@ pub struct Stdio {
     /// Longest line of the CRI log before it is split; 0 means 16 KiB.
     #[prost(uint32, tag = "8")]
     pub max_line_bytes: u32,
+    /// A CRI log that would grow beyond this begins anew, as an empty file of that name; 0 means no limit.
+    #[prost(uint64, tag = "9")]
+    pub max_log_bytes: u64,
 }

@@ -200,6 +200,12 @@ sections! {
         exec_drain_timeout: Duration = r#""500ms""#, |v| duration(v, Duration::ZERO..=MINUTE);
     }
 
+        /// A log that would grow beyond this begins anew, and what it held is gone; for nodes whose kubelet does not rotate
+        /// logs, or not soon enough. 0B: no limit.
+        log_size_limit: u64 = r#""0B""#, |v| match bytes(v, 0..=1024 * GIB)? {
+            low @ 1..16_384 => Err(format!("must be 0B or at least 16KiB, not {low} bytes")),
+            limit => Ok(limit),
+        };
     /// Exec, attach and port-forward: where the kubelet comes for the streams of its clients, over SPDY or WebSocket.
     ["streaming"] Streaming {
         /// Address and port to listen on; port 0 is a free one. Whoever has an unused URL is served, so keep it on

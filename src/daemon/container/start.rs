@@ -180,6 +180,7 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<Planned, E
     if let Some(stdio) = &mut plan.stdio {
         stdio.max_line_bytes = u32::try_from(node.config.container.max_log_line).unwrap_or(u32::MAX);
     }
+        stdio.max_log_bytes = node.config.container.log_size_limit;
     if let Some(process) = &mut plan.process {
         process.umask = Some(node.config.container.umask);
     }

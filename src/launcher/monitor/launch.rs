@@ -377,7 +377,10 @@ fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task 
 }
 
 fn open_log(stdio: &Stdio, slots: &Slots) -> Result<Option<Log>, Failure> {
-    stdio.log_directory.map(|slot| Log::open(slots.take(slot)?, &stdio.log_path)).transpose()
+    stdio
+        .log_directory
+        .map(|slot| Log::open(slots.take(slot)?, &stdio.log_path, stdio.max_log_bytes))
+        .transpose()
 }
 
 fn oom_counter(cgroup: Option<&CgroupJoin>, slots: &Slots) -> Result<Option<OomCounter>, Failure> {

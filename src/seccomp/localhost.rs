@@ -14,8 +14,8 @@ use crate::arch::Architecture;
 use crate::error::SeccompError;
 use crate::kernel::KernelVersion;
 
-/// Docker's whole default profile is 17 KiB.
-const MOST_BYTES: usize = 1 << 20;
+/// Largest file. Docker's whole default profile is 17 KiB.
+pub const MOST_BYTES: usize = 1 << 20;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

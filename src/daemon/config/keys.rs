@@ -177,8 +177,16 @@ sections! {
         rlimits: Vec<Rlimit> = r#"["nofile=1024:524288"]"#, rlimits;
         /// The mask that a container's process starts with.
         umask: u32 = r#""0022""#, umask;
+        /// How many processes and threads a container may have, below what its pod may. 0: no limit of its own.
+        pids_limit: u32 = "32768", |v| integer(v, 0..=4_194_304);
         /// The seccomp profile that RuntimeDefault means: "builtin", or a file in the JSON form of the OCI spec.
         seccomp_default: SeccompDefault = r#""builtin""#, seccomp_default;
+        /// The directory below which files of Localhost profiles must lie, and from which relative names of them count. Empty:
+        /// anywhere, by absolute name.
+        seccomp_profile_root: Option<PathBuf> = r#""""#, path_or_empty;
+        /// SELinux labels of pods and containers. "auto": in force where the kernel runs SELinux, without meaning elsewhere, as
+        /// Kubernetes has it. "required": a pod or container that asks for one is refused where the kernel runs without.
+        selinux: SelinuxMode = r#""auto""#, selinux;
         /// Whether each container gets a directory of its own for every volume that its image declares, filled with what
         /// the image has there. Otherwise such places are ordinary directories of the container.
         image_volumes: bool = "true", boolean;

@@ -5,6 +5,7 @@ pub mod create;
 pub mod exec;
 pub mod exec_sync;
 pub mod exit;
+mod profile_file;
 pub mod record;
 pub mod remove;
 pub mod request;

@@ -10,11 +10,14 @@ use oci_spec::image::Config as ImageConfig;
 use oci_spec::runtime::{
     Capability, LinuxCpuBuilder, LinuxDeviceCgroup, LinuxHugepageLimitBuilder, LinuxIdMapping,
     LinuxIdMappingBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType,
-    LinuxResources, LinuxSeccomp, Mount, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Spec,
+    LinuxPids, LinuxPidsBuilder, LinuxResources, LinuxSeccomp, Mount, PosixRlimit, PosixRlimitBuilder,
+    PosixRlimitType, Spec,
 };
+use pinnace_cgroup::Cgroup;
 use pinnace_spec::user::User;
 use pinnace_spec::{capabilities, defaults, devices, image, mounts};
 
+use super::profile_file;
 use super::record::Resources;
 use super::request::{Access, ContainerRequest, MountRequest, Profile, Propagation, Security};
 use super::volumes::{self, Volume};
@@ -126,6 +129,7 @@ pub fn build(
             linux.resources().as_ref().and_then(|given| given.devices().clone()).unwrap_or_default();
         allowed.extend(rules);
         resources.set_devices(Some(allowed));
+        resources.set_pids(pids(node));
         linux.set_resources(Some(resources));
         if let Some(propagation) = rootfs_propagation(&request.mounts) {
             linux.set_rootfs_propagation(Some(propagation.to_owned()));
@@ -301,19 +305,24 @@ fn seccomp(
             SeccompDefault::File(path) => read_profile(node, path, capabilities).map(Some),
         },
         Profile::Localhost(reference) => {
-            let path = Path::new(reference);
-            if !path.is_absolute() {
-                let field = "config.linux.security_context.seccomp.localhost_ref";
-                return Err(Error::invalid(field, format!("{reference:?} is not absolute")));
-            }
-            read_profile(node, path, capabilities).map(Some)
+            let root = node.config.container.seccomp_profile_root.as_deref();
+            let bytes = profile_file::of_request(root, reference)?;
+            parse_profile(node, Path::new(reference), &bytes, capabilities).map(Some)
         }
     }
 }
 
 fn read_profile(node: &Node, path: &Path, capabilities: &HashSet<Capability>) -> Result<LinuxSeccomp, Error> {
-    let bytes = std::fs::read(path).map_err(Error::io("read seccomp profile", path))?;
-    pinnace_seccomp::localhost::parse(&bytes, capabilities, node.kernel)
+    parse_profile(node, path, &profile_file::of_host(path)?, capabilities)
+}
+
+fn parse_profile(
+    node: &Node,
+    path: &Path,
+    bytes: &[u8],
+    capabilities: &HashSet<Capability>,
+) -> Result<LinuxSeccomp, Error> {
+    pinnace_seccomp::localhost::parse(bytes, capabilities, node.kernel)
         .within(|| format!("seccomp profile {}", path.display()))
 }
 
@@ -459,6 +468,14 @@ pub fn resources(given: &Resources) -> Result<LinuxResources, Error> {
     cpu.set_period(u64::try_from(given.cpu_period_us).ok().filter(|period| *period != 0));
     cpu.set_cpus(Some(given.cpuset_cpus.clone()).filter(|list| !list.is_empty()));
     cpu.set_mems(Some(given.cpuset_mems.clone()).filter(|list| !list.is_empty()));
+/// The limit of the configuration, where there is something to hold it.
+fn pids(node: &Node) -> Option<LinuxPids> {
+    let limit = i64::from(node.config.container.pids_limit);
+    (limit != 0 && Cgroup::is_limited_by(&node.hierarchy, "pids"))
+        .then(|| LinuxPidsBuilder::default().limit(limit).build().ok())
+        .flatten()
+}
+
     resources.set_cpu(Some(cpu));
 
     let mut memory = LinuxMemoryBuilder::default().build().map_err(wrong)?;

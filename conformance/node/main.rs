@@ -15,6 +15,7 @@ mod errors;
 mod events;
 mod exec;
 mod exec_sync;
+mod hung;
 mod image_status;
 mod images;
 mod lifecycle;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pinnace_launcher::protocol::Failure;
 
+use crate::container::stuck::Stuck;
 use crate::id::SandboxId;
 
 /// Meaning of an error to a caller; the gRPC codes that the daemon uses.
@@ -133,6 +134,17 @@ pub enum Error {
         /// The operation.
         what: String,
         /// Its limit.
+        limit: Duration,
+    },
+    /// Processes that were killed and have not ended.
+    #[error(
+        "killed, but after {limit:?} {}; it ends when what it waits for answers: try again, or mend that",
+        list(processes)
+    )]
+    Undead {
+        /// Those that are left.
+        processes: Vec<Stuck>,
+        /// How long they were waited for.
         limit: Duration,
     },
     /// The caller went away, and what it had begun for itself was ended.
@@ -272,6 +284,10 @@ fn describe(failure: &Failure) -> String {
     parts.join(": ")
 }
 
+fn list(processes: &[Stuck]) -> String {
+    processes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 impl Error {
     /// What it means to the caller.
     pub fn code(&self) -> Code {
@@ -287,7 +303,7 @@ impl Error {
             Self::MonitorGone(_) | Self::ShuttingDown | Self::NotConnected { .. } => Code::Unavailable,
             Self::OutputMissed { .. } => Code::DataLoss,
             Self::Streaming(pinnace_streaming::TokenError::TooMany { .. }) => Code::ResourceExhausted,
-            Self::Deadline { .. } => Code::DeadlineExceeded,
+            Self::Deadline { .. } | Self::Undead { .. } => Code::DeadlineExceeded,
             Self::CallerGone => Code::Cancelled,
             Self::Joined { code, .. } => *code,
             Self::Io { source, .. } | Self::Record(crate::record::Error::Io { source, .. }) => {

@@ -12,6 +12,7 @@ pub mod request;
 pub mod spec;
 pub mod start;
 pub mod stop;
+pub mod stuck;
 pub mod update;
 pub mod volumes;
 

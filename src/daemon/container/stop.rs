@@ -7,7 +7,7 @@ use pinnace_launcher::protocol::{Request, Signal};
 use tokio::time::{Instant, timeout_at};
 
 use super::record::{ContainerRecord, Status};
-use super::{Container, exit};
+use super::{Container, exit, stuck};
 use crate::error::{Error, Within as _};
 use crate::node::Node;
 use crate::table::lock;
@@ -63,10 +63,18 @@ pub async fn stop_container(
     kill(node, container).await;
     let limit = node.config.container.kill_timeout;
     let exited = status.wait_for(|status| matches!(status, Status::Exited(_)));
-    match tokio::time::timeout(limit, exited).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::Deadline { what: "the killed process".to_owned(), limit }).within(what),
+    let is_gone = tokio::time::timeout(limit, exited).await.is_ok();
+    if is_gone { Ok(()) } else { Err(left(node, container, limit).await).within(what) }
+}
+
+/// What is said of a container that does not die: the kernel ends a process only where it can be interrupted.
+async fn left(node: &Node, container: &Container, limit: Duration) -> Error {
+    let path = container.record().cgroup_path;
+    let processes = node.blocking(move |node| stuck::processes(node, &path)).await.unwrap_or_default();
+    if processes.is_empty() {
+        return Error::Deadline { what: "the killed process".to_owned(), limit };
     }
+    Error::Undead { processes, limit }
 }
 
 fn is_running(container: &Container) -> bool {

@@ -18,7 +18,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use keys::{Cni, Container, Daemon, Image, Network, Streaming, reference};
-pub use values::{CgroupDriver, CniMode, LayerForm, LogFormat, PinnedImage, Rlimit, SeccompDefault, Subnet};
+pub use values::{
+    CgroupDriver, CniMode, LayerForm, LogFormat, PinnedImage, Rlimit, SeccompDefault, SelinuxMode, Subnet,
+};
 
 use document::Document;
 

@@ -12,6 +12,16 @@ pub struct InvalidId(String);
 
 fn random_hex() -> String {
     let mut bytes = [0u8; 32];
+    fill_random(&mut bytes);
+    use fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Random bytes, at most 256.
+pub(crate) fn fill_random(bytes: &mut [u8]) {
     let mut filled = 0;
     while filled < bytes.len() {
         // Cannot fail for up to 256 bytes once the pool is initialised (getrandom(2)); a retry covers EINTR before that.
@@ -21,11 +31,6 @@ fn random_hex() -> String {
             filled += count;
         }
     }
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn parse(text: &str) -> Result<String, InvalidId> {

@@ -32,6 +32,7 @@ pub mod readiness;
 pub mod record;
 pub mod recover;
 pub mod sandbox;
+pub mod selinux;
 pub mod serve;
 pub mod socket;
 pub mod state_lock;

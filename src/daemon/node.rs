@@ -29,6 +29,7 @@ use crate::network::PodNetworks;
 use crate::operation::Operations;
 use crate::sandbox::Sandbox;
 use crate::sandbox::record::SandboxName;
+use crate::selinux::Selinux;
 use crate::table::{Lookup, Table};
 
 /// What the daemon holds; shared by all operations.
@@ -58,6 +59,8 @@ pub struct Node {
     pub apparmor: DefaultProfile,
     /// Devices of the Container Device Interface.
     pub cdi: cdi::Registry,
+    /// Labels.
+    pub selinux: Selinux,
     /// For the seccomp profile.
     pub kernel: KernelVersion,
     /// Compiled filters, one per distinct profile.
@@ -120,6 +123,7 @@ impl Node {
         Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
             cdi: cdi::Registry::new(parts.config.container.cdi_spec_dirs.clone()),
+            selinux: Selinux::new(parts.facts.selinux, parts.config.container.selinux),
             config: parts.config,
             store: parts.store,
             puller: parts.puller,

@@ -87,6 +87,9 @@ async fn recover_sandbox(
         run::undo(node, &id).await;
         return Ok(None);
     }
+    if let Some(labels) = &record.labels {
+        node.selinux.found(labels);
+    }
     let ready = record.phase == Phase::Ready;
     let name = record.config.name.clone();
     let sandbox = Arc::new(Sandbox::new(record, directory.to_owned(), node.events.clone()));

@@ -139,6 +139,9 @@ pub struct Setup {
     /// The same for its group.
     #[prost(uint32, tag = "15")]
     pub root_gid: u32,
+    /// SELinux label of `/dev/shm`; empty where the kernel runs without it.
+    #[prost(string, tag = "16")]
+    pub file_label: String,
 }
 
 /// A container to launch.

@@ -200,6 +200,12 @@ sections! {
         shm_size: u64 = r#""64MiB""#, |v| bytes(v, 4 * KIB..=64 * GIB);
         /// Longer lines of output are split in the log, with the mark that the CRI has for that.
         max_log_line: u64 = r#""16KiB""#, |v| bytes(v, KIB..=4 * MIB);
+        /// A log that would grow beyond this begins anew, and what it held is gone; for nodes whose kubelet does not rotate
+        /// logs, or not soon enough. 0B: no limit.
+        log_size_limit: u64 = r#""0B""#, |v| match bytes(v, 0..=1024 * GIB)? {
+            low @ 1..16_384 => Err(format!("must be 0B or at least 16KiB, not {low} bytes")),
+            limit => Ok(limit),
+        };
         /// When a pod is stopped whose containers still run: how long they have after their stop signal.
         pod_stop_grace: Duration = r#""0s""#, |v| duration(v, Duration::ZERO..=MINUTE);
         /// How long a killed process may take to be gone before the stop is reported as failed, to be tried again.
@@ -208,12 +214,6 @@ sections! {
         exec_drain_timeout: Duration = r#""500ms""#, |v| duration(v, Duration::ZERO..=MINUTE);
     }
 
-        /// A log that would grow beyond this begins anew, and what it held is gone; for nodes whose kubelet does not rotate
-        /// logs, or not soon enough. 0B: no limit.
-        log_size_limit: u64 = r#""0B""#, |v| match bytes(v, 0..=1024 * GIB)? {
-            low @ 1..16_384 => Err(format!("must be 0B or at least 16KiB, not {low} bytes")),
-            limit => Ok(limit),
-        };
     /// Exec, attach and port-forward: where the kubelet comes for the streams of its clients, over SPDY or WebSocket.
     ["streaming"] Streaming {
         /// Address and port to listen on; port 0 is a free one. Whoever has an unused URL is served, so keep it on

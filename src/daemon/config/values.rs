@@ -57,6 +57,15 @@ pub enum CniMode {
     BuiltIn,
 }
 
+/// What becomes of SELinux labels where the kernel runs without SELinux.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SelinuxMode {
+    /// They mean nothing there.
+    Auto,
+    /// Who asks for one is refused.
+    Required,
+}
+
 /// The profile behind RuntimeDefault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SeccompDefault {
@@ -266,6 +275,11 @@ pub(super) fn cgroup_driver(value: &DeValue<'_>) -> Result<CgroupDriver, String>
 /// Which network pods get.
 pub(super) fn cni_mode(value: &DeValue<'_>) -> Result<CniMode, String> {
     choice(value, &[("auto", CniMode::Auto), ("cni", CniMode::Cni), ("built-in", CniMode::BuiltIn)])
+}
+
+/// What becomes of SELinux labels.
+pub(super) fn selinux(value: &DeValue<'_>) -> Result<SelinuxMode, String> {
+    choice(value, &[("auto", SelinuxMode::Auto), ("required", SelinuxMode::Required)])
 }
 
 /// `"builtin"` or a path.

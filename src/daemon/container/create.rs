@@ -25,6 +25,7 @@ use crate::node::Node;
 use crate::record as disk;
 use crate::sandbox::Sandbox;
 use crate::sandbox::record::{NamespaceMode, Phase, RECORD_VERSION};
+use crate::selinux::relabel;
 
 /// Creates a container, or joins the call that is creating it.
 pub async fn create(
@@ -131,8 +132,12 @@ fn build(
     node.store.prepare(id.as_str(), &image.layers)?;
     let user_namespace = sandbox.user_namespace(node)?;
     let user_namespace = user_namespace.as_ref().map(|namespace| namespace.as_fd());
-    let rootfs =
-        node.store.mount(id.as_str(), &MountOptions { user_namespace, ..MountOptions::default() })?;
+    let security = &request.security;
+    let pod_labels = sandbox.record().labels;
+    let labels = node.selinux.of_container(pod_labels.as_ref(), &security.selinux, security.privileged)?;
+    let file_label = labels.as_ref().map(|labels| labels.file.as_str());
+    let options = MountOptions { user_namespace, selinux_context: file_label, ..MountOptions::default() };
+    let rootfs = node.store.mount(id.as_str(), &options)?;
 
     let asked = &request.security.user;
     let groups = asked.groups.iter().copied().map(i64::from).collect::<Vec<_>>();
@@ -151,10 +156,20 @@ fn build(
     let cgroup_path = cgroup_path(sandbox, id)?;
     for mount in request.mounts.iter().filter(|mount| mount.image.is_none()) {
         check_source(&mount.host_path, &mount.container_path)?;
+        if let Some(label) = file_label.filter(|_| mount.selinux_relabel) {
+            relabel::tree(Path::new(&mount.host_path), label)
+                .within(|| format!("mount {}", mount.container_path))?;
+        }
     }
     let views = volumes::make_views(node, id, request)?;
     let volumes = volumes::make(node, id, sandbox, rootfs.as_fd(), config, request)?;
-    let built = spec::build(node, sandbox, request, config, &user, &volumes, cgroup_path.as_str())?;
+    if let Some(label) = file_label {
+        volumes.iter().try_for_each(|volume| relabel::file(&volume.source, label))?;
+    }
+    let mut built = spec::build(node, sandbox, request, config, &user, &volumes, cgroup_path.as_str())?;
+    if let Some(labels) = &labels {
+        spec::label(&mut built.spec, labels);
+    }
     let stop_signal = match request.stop_signal {
         Some(signal) => signal,
         None => image::stop_signal(config)?,
@@ -184,6 +199,7 @@ fn build(
         shared_pid: request.security.pid != NamespaceMode::Container,
         privileged: request.security.privileged,
         target: request.security.target.clone(),
+        file_label: file_label.map(str::to_owned),
         status: Status::Created,
     };
     disk::write(&Container::record_path(&directory), &record)?;

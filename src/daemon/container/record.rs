@@ -143,6 +143,9 @@ pub struct ContainerRecord {
     pub privileged: bool,
     /// Container of the pod whose PID namespace it joins; empty for none.
     pub target: String,
+    /// SELinux label of its files; none where the kernel runs without it.
+    #[serde(default)]
+    pub file_label: Option<String>,
     /// Where it stands.
     pub status: Status,
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::record::{ContainerName, Resources};
 use crate::owner_map::OwnerMap;
 use crate::sandbox::record::NamespaceMode;
+use crate::selinux;
 
 /// A container to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,6 +176,6 @@ pub struct Security {
     pub seccomp: Profile,
     /// AppArmor; `None` means the default where the host has AppArmor.
     pub apparmor: Option<Profile>,
-    /// SELinux label parts `user:role:type:level`; `None` without.
-    pub selinux_label: Option<String>,
+    /// Parts of an SELinux label.
+    pub selinux: selinux::Options,
 }

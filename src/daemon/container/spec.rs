@@ -28,6 +28,7 @@ use crate::node::Node;
 use crate::owner_map::IdRange;
 use crate::sandbox::Sandbox;
 use crate::sandbox::record::NamespaceMode;
+use crate::selinux::Labels;
 
 /// A spec, and the environment entries that JSON cannot hold.
 #[derive(Debug)]
@@ -107,7 +108,6 @@ pub fn build(
         process.set_rlimits(Some(rlimits(node)?));
         process.set_oom_score_adj(i32::try_from(request.resources.oom_score_adj).ok());
         process.set_apparmor_profile(apparmor(node, security)?);
-        process.set_selinux_label(security.selinux_label.clone().filter(|_| facts.selinux));
     }
 
     let (nodes, rules) = requested_devices(node, request, user)?;
@@ -138,6 +138,16 @@ pub fn build(
     // Last, so that what the files of the devices say holds.
     node.cdi.inject(&mut spec, &request.cdi_devices)?;
     Ok(Built { spec, binary_env })
+}
+
+/// Labels its processes and its file systems.
+pub fn label(spec: &mut Spec, labels: &Labels) {
+    if let Some(process) = spec.process_mut() {
+        process.set_selinux_label(Some(labels.process.clone()).filter(|label| !label.is_empty()));
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_mount_label(Some(labels.file.clone()));
+    }
 }
 
 /// What the request hides, with what leaks about the host (rule R19). An empty list hides nothing: `procMount: Unmasked`.
@@ -458,6 +468,14 @@ pub fn target_path(container: &str) -> PathBuf {
     PathBuf::from(format!("/run/pinnace/target/{container}/pid"))
 }
 
+/// The limit of the configuration, where there is something to hold it.
+fn pids(node: &Node) -> Option<LinuxPids> {
+    let limit = i64::from(node.config.container.pids_limit);
+    (limit != 0 && Cgroup::is_limited_by(&node.hierarchy, "pids"))
+        .then(|| LinuxPidsBuilder::default().limit(limit).build().ok())
+        .flatten()
+}
+
 /// Limits in the OCI form.
 pub fn resources(given: &Resources) -> Result<LinuxResources, Error> {
     let wrong = |error: oci_spec::OciSpecError| Error::invalid("resources", error.to_string());
@@ -468,14 +486,6 @@ pub fn resources(given: &Resources) -> Result<LinuxResources, Error> {
     cpu.set_period(u64::try_from(given.cpu_period_us).ok().filter(|period| *period != 0));
     cpu.set_cpus(Some(given.cpuset_cpus.clone()).filter(|list| !list.is_empty()));
     cpu.set_mems(Some(given.cpuset_mems.clone()).filter(|list| !list.is_empty()));
-/// The limit of the configuration, where there is something to hold it.
-fn pids(node: &Node) -> Option<LinuxPids> {
-    let limit = i64::from(node.config.container.pids_limit);
-    (limit != 0 && Cgroup::is_limited_by(&node.hierarchy, "pids"))
-        .then(|| LinuxPidsBuilder::default().limit(limit).build().ok())
-        .flatten()
-}
-
     resources.set_cpu(Some(cpu));
 
     let mut memory = LinuxMemoryBuilder::default().build().map_err(wrong)?;

@@ -142,7 +142,8 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<Planned, E
         Some(rootfs) => rootfs,
         None => {
             let user_namespace = user_namespace.as_ref().map(|namespace| namespace.as_fd());
-            let options = MountOptions { user_namespace, ..MountOptions::default() };
+            let selinux_context = record.file_label.as_deref();
+            let options = MountOptions { user_namespace, selinux_context, ..MountOptions::default() };
             node.store.mount(container.id.as_str(), &options)?
         }
     };
@@ -179,8 +180,8 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<Planned, E
     let mut plan = lowered.plan;
     if let Some(stdio) = &mut plan.stdio {
         stdio.max_line_bytes = u32::try_from(node.config.container.max_log_line).unwrap_or(u32::MAX);
-    }
         stdio.max_log_bytes = node.config.container.log_size_limit;
+    }
     if let Some(process) = &mut plan.process {
         process.umask = Some(node.config.container.umask);
     }
@@ -194,7 +195,8 @@ fn sources(
     user_namespace: Option<&OwnedFd>,
 ) -> Result<HashMap<PathBuf, Source>, Error> {
     let mut sources = HashMap::from([(node.pod_shm_source().to_owned(), Source::PodShm)]);
-    for (number, mount) in container.record().mounts.iter().enumerate() {
+    let record = container.record();
+    for (number, mount) in record.mounts.iter().enumerate() {
         let Some(image) = &mount.image else {
             if let Some(owners) = &mount.owners {
                 let namespace = owners.user_namespace(node.monitor_program.as_fd())?;
@@ -203,7 +205,8 @@ fn sources(
             continue;
         };
         let namespace = user_namespace.map(|namespace| namespace.as_fd());
-        let tree = volumes::mount_view(node, &container.id, number, namespace).map_err(|error| {
+        let label = record.file_label.as_deref();
+        let tree = volumes::mount_view(node, &container.id, number, namespace, label).map_err(|error| {
             Error::ImageVolume {
                 image: image.name.clone(),
                 destination: mount.container_path.clone(),

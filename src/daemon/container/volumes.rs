@@ -149,8 +149,10 @@ pub fn mount_view(
     id: &ContainerId,
     number: usize,
     user_namespace: Option<BorrowedFd<'_>>,
+    selinux_context: Option<&str>,
 ) -> Result<OwnedFd, Error> {
-    let options = MountOptions { access: Access::ReadOnly, user_namespace, ..MountOptions::default() };
+    let access = Access::ReadOnly;
+    let options = MountOptions { access, user_namespace, selinux_context, ..MountOptions::default() };
     Ok(node.store.mount(&view_key(id, number), &options)?)
 }
 

@@ -68,6 +68,10 @@ pub fn parse(config: Option<v1::PodSandboxConfig>, runtime_handler: String) -> R
         namespaces,
         user_namespace,
         privileged: security.privileged,
+        selinux: super::security::selinux(
+            "config.linux.security_context.selinux_options",
+            security.selinux_options,
+        )?,
         runtime_handler,
         overhead: limits("overhead", linux.overhead)?,
         resources: limits("resources", linux.resources)?,

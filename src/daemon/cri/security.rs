@@ -6,6 +6,7 @@ use super::sandbox_config::{absolute, mode, user_namespace};
 use crate::container::request::{Profile, Security, UserRequest};
 use crate::error::Error;
 use crate::sandbox::record::NamespaceMode;
+use crate::selinux::Options;
 
 const FIELD: &str = "config.linux.security_context";
 
@@ -42,10 +43,15 @@ pub fn parse(context: v1::LinuxContainerSecurityContext) -> Result<Security, Err
         read_only_paths: context.readonly_paths,
         seccomp: profile("seccomp", context.seccomp, &old_seccomp)?.unwrap_or(Profile::Unconfined),
         apparmor: profile("apparmor", context.apparmor, &old_apparmor)?,
-        selinux_label: context
-            .selinux_options
-            .map(|options| [options.user, options.role, options.r#type, options.level].join(":")),
+        selinux: selinux(&format!("{FIELD}.selinux_options"), context.selinux_options)?,
     })
+}
+
+/// The parts of a label.
+pub(super) fn selinux(field: &str, options: Option<v1::SeLinuxOption>) -> Result<Options, Error> {
+    let v1::SeLinuxOption { user, role, r#type: kind, level } = options.unwrap_or_default();
+    let options = Options { user, role, kind, level };
+    options.check(field).map(|()| options)
 }
 
 fn user(context: &v1::LinuxContainerSecurityContext) -> Result<UserRequest, Error> {

@@ -7,12 +7,15 @@ use std::path::Path;
 use super::record::{Dns, SandboxConfig};
 use crate::error::Error;
 use crate::record::write_file;
+use crate::selinux::relabel;
 
 /// The host's resolver configuration, for pods that bring none.
 const HOST_RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The host's table of names.
 const HOST_HOSTS: &str = "/etc/hosts";
+
+const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
 /// Readable by whatever user the container runs as.
 const MODE: u32 = 0o644;
@@ -29,12 +32,17 @@ pub fn write(directory: &Path, config: &SandboxConfig, hostname: &str) -> Result
     if let Some(map) = &config.user_namespace {
         // The pod's root may edit its own files.
         let (uid, gid) = map.root();
-        for name in ["hosts", "hostname", "resolv.conf"] {
+        for name in NAMES {
             let path = directory.join(name);
             std::os::unix::fs::lchown(&path, Some(uid), Some(gid)).map_err(Error::io("give away", &path))?;
         }
     }
     Ok(())
+}
+
+/// Labels them for the pod's processes.
+pub fn label(directory: &Path, label: &str) -> Result<(), Error> {
+    NAMES.iter().try_for_each(|name| relabel::file(&directory.join(name), label))
 }
 
 /// A host without the file gives its pods an empty one.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::container::record::Resources;
 use crate::id::SandboxId;
 use crate::owner_map::OwnerMap;
+use crate::selinux;
 
 /// The key by which the kubelet knows a sandbox; two live sandboxes never share one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -90,6 +91,9 @@ pub struct SandboxConfig {
     pub user_namespace: Option<OwnerMap>,
     /// Whether privileged containers may live here.
     pub privileged: bool,
+    /// Parts of an SELinux label.
+    #[serde(default)]
+    pub selinux: selinux::Options,
     /// RuntimeClass handler; empty is the default.
     pub runtime_handler: String,
     /// What the pod takes besides its containers, as the kubelet said last. It is the kubelet that limits the pod's cgroup.
@@ -136,6 +140,9 @@ pub struct SandboxRecord {
     pub init_pid: i32,
     /// Cgroup made by us for this pod, to be removed with it.
     pub own_cgroup: Option<String>,
+    /// SELinux labels; none where the kernel runs without it.
+    #[serde(default)]
+    pub labels: Option<selinux::Labels>,
 }
 
 /// Life of a sandbox.

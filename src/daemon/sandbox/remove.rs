@@ -48,6 +48,9 @@ async fn remove_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), 
         Ok(disk::remove_directory(&removed.directory)?)
     })
     .await?;
+    if let Some(labels) = sandbox.record().labels {
+        node.selinux.release(&labels);
+    }
     node.sandboxes.remove(sandbox.id.as_str());
     node.sandboxes.release(&sandbox.config.name, sandbox.id.as_str());
     sandbox.tell(Happened::Deleted);

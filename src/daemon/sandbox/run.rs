@@ -25,6 +25,7 @@ use crate::network;
 use crate::node::Node;
 use crate::owner_map::OwnerMap;
 use crate::record as disk;
+use crate::selinux::Labels;
 
 /// Sysctls that a pod with its own network gets unless it says otherwise: any user may bind low ports and ping, as the
 /// peers have it.
@@ -89,8 +90,25 @@ fn taken(node: &Node, config: &SandboxConfig, holder: &str) -> Result<SandboxId,
 }
 
 async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Result<Arc<Sandbox>, Error> {
+    let mut setup = setup(node, id, &config)?;
+    let labels = node.selinux.of_pod(&config.selinux)?;
+    setup.file_label = labels.as_ref().map(|labels| labels.file.clone()).unwrap_or_default();
+    let kept = labels.clone();
+    let built = assemble(node, id, config, setup, labels).await;
+    if let (Err(_), Some(labels)) = (&built, &kept) {
+        node.selinux.release(labels);
+    }
+    built
+}
+
+async fn assemble(
+    node: &Arc<Node>,
+    id: &SandboxId,
+    config: SandboxConfig,
+    setup: Setup,
+    labels: Option<Labels>,
+) -> Result<Arc<Sandbox>, Error> {
     let own_network = config.namespaces.network == NamespaceMode::Pod;
-    let setup = setup(node, id, &config)?;
     let record = SandboxRecord {
         version: RECORD_VERSION,
         id: id.clone(),
@@ -102,6 +120,7 @@ async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Resul
         monitor_pid: 0,
         monitor_start_ticks: 0,
         init_pid: 0,
+        labels,
     };
     let (sandbox, lease, descriptors) = node
         .blocking(move |node| {
@@ -181,7 +200,11 @@ fn prepare(directory: &Path, record: &SandboxRecord) -> Result<(), Error> {
         "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
         name => name.to_owned(),
     };
-    files::write(directory, &record.config, &hostname)
+    files::write(directory, &record.config, &hostname)?;
+    if let Some(labels) = &record.labels {
+        files::label(directory, &labels.file)?;
+    }
+    Ok(())
 }
 
 /// A directory as a descriptor that the monitor is given.
@@ -230,6 +253,7 @@ fn setup(node: &Node, id: &SandboxId, config: &SandboxConfig) -> Result<Setup, E
         uts_namespace,
         root_uid,
         root_gid,
+        file_label: String::new(),
     })
 }
 

@@ -83,7 +83,7 @@ impl Pod {
             )?;
         }
         if setup.ipc {
-            room::mount_shm(setup.shm_bytes, setup.root_uid, setup.root_gid)?;
+            room::mount_shm(setup.shm_bytes, setup.root_uid, setup.root_gid, &setup.file_label)?;
         }
         if user.is_some() {
             room::show_kernel(setup.network.is_some())?;

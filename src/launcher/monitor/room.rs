@@ -112,16 +112,17 @@ fn furnish() -> Result<(), Failure> {
 }
 
 /// Puts the pod's `/dev/shm` where containers find it.
-pub(super) fn mount_shm(bytes: u64, uid: u32, gid: u32) -> Result<(), Failure> {
+pub(super) fn mount_shm(bytes: u64, uid: u32, gid: u32, label: &str) -> Result<(), Failure> {
     let (size, uid, gid) = (bytes.to_string(), uid.to_string(), gid.to_string());
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let shm = tmpfs(
-        &[("source", "shm"), ("size", &size), ("mode", "1777"), ("uid", &uid), ("gid", &gid)],
-        attributes,
-    )
-    .at("shm", "fsmount", "/dev/shm")?;
+    let mut options =
+        vec![("source", "shm"), ("size", &*size), ("mode", "1777"), ("uid", &uid), ("gid", &gid)];
+    if !label.is_empty() {
+        options.push(("context", label));
+    }
+    let shm = tmpfs(&options, attributes).at("shm", "fsmount", "/dev/shm")?;
     move_mount(&shm, "", CWD, SHM, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("shm", "move_mount", SHM)
 }
 

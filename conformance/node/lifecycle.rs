@@ -200,6 +200,20 @@ async fn shorter_stop_overtakes_a_longer_one() {
 }
 
 #[tokio::test]
+async fn longer_stop_extends_no_shorter_one() {
+    let Some(node) = Node::start() else { return };
+    let running = node.run_script("kept", STUBBORN).await;
+    ready(&running).await;
+    let start = Instant::now();
+    // The one that asked first is gone when the other comes: its deadline stays.
+    let first = tokio::time::timeout(Duration::from_millis(200), node.cri.stop(&running.container, 2)).await;
+    assert!(first.is_err());
+    node.cri.stop(&running.container, 60).await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(node.cri.status(&running.container).await.unwrap().exit_code, 137);
+}
+
+#[tokio::test]
 async fn stop_signal_is_the_pods_then_the_images() {
     let Some(node) = Node::start() else { return };
     let image = node.image("configured").await;

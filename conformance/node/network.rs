@@ -168,3 +168,26 @@ fn start_with_network(network: &str) -> Option<Node> {
     let config = |common: String| common.replace("[network]\n", network);
     Node::start_changed(config)
 }
+
+#[tokio::test]
+async fn pod_cidr_of_the_kubelet_is_for_pods_to_come() {
+    let Some(node) = Node::start() else { return };
+    let ip = async |pod: &str| node.cri.pod_status(pod).await.unwrap().network.unwrap().ip;
+    let set = async |pod_cidr: &str| {
+        let network_config = Some(NetworkConfig { pod_cidr: pod_cidr.into() });
+        let runtime_config = Some(RuntimeConfig { network_config });
+        let request = UpdateRuntimeConfigRequest { runtime_config };
+        node.cri.runtime().update_runtime_config(request).await.map(drop)
+    };
+    node.cri.runtime().update_runtime_config(UpdateRuntimeConfigRequest::default()).await.unwrap();
+    set("").await.unwrap();
+    let before = node.run_pod("before", |_| {}).await;
+    let known = ip(&before.id).await;
+    assert!(known.starts_with("10.88."), "{known}");
+    set("10.77.5.0/24,fd77::/64").await.unwrap();
+    let after = node.run_pod("after", |_| {}).await;
+    let new = ip(&after.id).await;
+    assert!(new.starts_with("10.77.5."), "{new}");
+    assert_eq!(ip(&before.id).await, known, "who has an address keeps it");
+    node.assert_fails(set("10.77.5.0").await, tonic::Code::InvalidArgument, "10.77.5.0");
+}

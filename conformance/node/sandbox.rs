@@ -300,3 +300,63 @@ async fn shared_memory_is_the_pods() {
     let other = node.run_pod("other-shm", |_| {}).await;
     assert_eq!(node.script(&other, "ls /dev/shm", |_| {}).await, "");
 }
+
+/// There is no pause container here: what a pod says of one is checked, and nothing of it reaches the pod's containers.
+#[tokio::test]
+async fn what_is_said_of_a_pause_container_reaches_no_other() {
+    let Some(node) = Node::start() else { return };
+    node.image("busybox").await;
+    #[allow(deprecated)]
+    let pod = node
+        .run_pod("paused", |config| {
+            config.windows = Some(WindowsPodSandboxConfig::default());
+            let security = config.security();
+            security.run_as_user = Some(Int64Value { value: 4711 });
+            security.run_as_group = Some(Int64Value { value: 4712 });
+            security.supplemental_groups = vec![4713];
+            security.supplemental_groups_policy = SupplementalGroupsPolicy::Strict.into();
+            security.readonly_rootfs = true;
+            security.seccomp = None;
+            security.seccomp_profile_path = "localhost//no/such/profile".into();
+            security.apparmor = Some(SecurityProfile {
+                profile_type: security_profile::ProfileType::Unconfined.into(),
+                localhost_ref: String::new(),
+            });
+        })
+        .await;
+    let script = "id -u; id -g; id -G | tr ' ' '\n' | grep -c 471 || true; echo x >/writable && echo written
+                  grep ^Seccomp: /proc/self/status | tr -dc 0-9";
+    assert_eq!(node.script(&pod, script, |_| {}).await, "0\n0\n0\nwritten\n2");
+}
+
+/// The pod's configuration is the one that it was run with, whatever a later call says it was; and what an image's name
+/// carries along is nobody's control.
+#[tokio::test]
+async fn configuration_is_the_one_that_the_pod_was_run_with() {
+    let Some(node) = Node::start() else { return };
+    let image = node.image("busybox").await;
+    let pod = node.run_pod("kept", |_| {}).await;
+    let mut other = node.pod("other");
+    other.hostname = "elsewhere".into();
+    other.on_host_network();
+    other.security().privileged = true;
+    let mut config = node.container(&pod.config, "main", &image, &["hostname"]);
+    config.windows = Some(WindowsContainerConfig::default());
+    config.image.as_mut().unwrap().annotations.insert("runtime".into(), "other".into());
+    let id = node.cri.create(&pod.id, &other, &config).await.unwrap();
+    node.cri.start(&id).await.unwrap();
+    let status = node.cri.exited(&id).await;
+    let log = node.log_path(&pod.config, &config);
+    assert_eq!(status.log_path, log.display().to_string());
+    assert_eq!(
+        pinnace_conformance::log::stream(&pinnace_conformance::log::read(&log).unwrap(), "stdout"),
+        b"kept\n"
+    );
+    assert!(status.image.unwrap().annotations.is_empty());
+    let mut privileged = node.container(&pod.config, "privileged", &image, &["true"]);
+    privileged.security().privileged = true;
+    let answer = node.cri.create(&pod.id, &other, &privileged).await;
+    node.assert_fails(answer, Code::InvalidArgument, "privileged");
+    let answer = node.cri.create(&pod.id, &PodSandboxConfig::default(), &privileged).await;
+    node.assert_fails(answer, Code::InvalidArgument, "privileged");
+}

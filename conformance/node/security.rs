@@ -287,3 +287,220 @@ async fn privileged_has_everything_and_only_in_a_privileged_pod() {
     assert!(said.contains("Seccomp:\t0\n"), "{said}");
     assert!(said.contains("mounted\nsysctl\n"), "{said}");
 }
+
+/// The deprecated strings mean what the typed fields mean.
+#[tokio::test]
+async fn profiles_can_be_named_the_old_way() {
+    let Some(node) = Node::start() else { return };
+    node.image("busybox").await;
+    let pod = node.run_pod("old", |_| {}).await;
+    let mode = "grep ^Seccomp: /proc/self/status | tr -dc 0-9";
+    #[allow(deprecated)]
+    let old = |seccomp: &str, apparmor: &str| {
+        let (seccomp, apparmor) = (seccomp.to_owned(), apparmor.to_owned());
+        move |config: &mut ContainerConfig| {
+            config.security().seccomp = None;
+            config.security().seccomp_profile_path = seccomp;
+            config.security().apparmor_profile = apparmor;
+        }
+    };
+    let file = node.world.dir().join("all.json");
+    fs::write(&file, r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
+    let local = format!("localhost/{}", file.display());
+    for (name, filtered) in
+        [("unconfined", "0"), ("runtime/default", "2"), ("docker/default", "2"), (&*local, "2")]
+    {
+        assert_eq!(node.script(&pod, mode, old(name, "unconfined")).await, filtered, "{name}");
+    }
+    let image = node.images.image_id("busybox");
+    let mut config = node.container(&pod.config, "wrong", &image, &["true"]);
+    old("whatever", "")(&mut config);
+    node.assert_fails(
+        node.cri.create(&pod.id, &pod.config, &config).await,
+        Code::InvalidArgument,
+        "whatever",
+    );
+    let mut config = node.container(&pod.config, "wrong", &image, &["true"]);
+    old("", "whatever")(&mut config);
+    node.assert_fails(
+        node.cri.create(&pod.id, &pod.config, &config).await,
+        Code::InvalidArgument,
+        "whatever",
+    );
+}
+
+/// AppArmor fails closed: whoever names a profile gets it or does not run.
+#[tokio::test]
+async fn apparmor_profile_is_in_force_or_refused() {
+    let Some(node) = Node::start() else { return };
+    let image = node.image("busybox").await;
+    let pod = node.run_pod("apparmor", |_| {}).await;
+    let current = "cat /proc/self/attr/current 2>/dev/null || echo none";
+    let unconfined = |config: &mut ContainerConfig| {
+        config.security().apparmor = profile(ProfileType::Unconfined, "");
+    };
+    let said = node.script(&pod, current, unconfined).await;
+    assert!(["none", "unconfined"].contains(&said.trim_end_matches(['\0', '\n'])), "{said}");
+    let mut config = node.container(&pod.config, "named", &image, &["true"]);
+    config.security().apparmor = profile(ProfileType::Localhost, "pinnace-no-such-profile");
+    let answer = node.run_in(&pod.id, &pod.config, &config).await;
+    node.assert_fails(answer, Code::FailedPrecondition, "pinnace-no-such-profile");
+    let mut config = node.container(&pod.config, "empty", &image, &["true"]);
+    config.security().apparmor = profile(ProfileType::Localhost, "");
+    node.assert_fails(
+        node.cri.create(&pod.id, &pod.config, &config).await,
+        Code::InvalidArgument,
+        "localhost_ref",
+    );
+}
+
+#[tokio::test]
+async fn seccomp_file_is_a_short_regular_one_below_its_root() {
+    let Some(node) = Node::start_in(|world, config| {
+        format!("{config}[container]\nseccomp_profile_root = {:?}\n", world.dir().join("profiles"))
+    }) else {
+        return;
+    };
+    let image = node.image("busybox").await;
+    let pod = node.run_pod("files", |_| {}).await;
+    let root = node.world.dir().join("profiles");
+    fs::create_dir_all(root.join("sub")).unwrap();
+    let text = r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
+        {"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":38}]}"#;
+    fs::write(root.join("sub/good.json"), text).unwrap();
+    fs::write(node.world.dir().join("outside.json"), text).unwrap();
+    std::os::unix::fs::symlink("sub/good.json", root.join("link.json")).unwrap();
+    std::os::unix::fs::symlink("../outside.json", root.join("out.json")).unwrap();
+    fs::write(root.join("large.json"), " ".repeat((1 << 20) + 1)).unwrap();
+    fs::write(root.join("empty.json"), "").unwrap();
+    node.world.sh(&format!("mkfifo {}", root.join("pipe.json").display()));
+    let absolute = root.join("sub/good.json").display().to_string();
+    for good in ["sub/good.json", "link.json", &absolute] {
+        let script = "mkdir /made 2>&1 || true";
+        let said =
+            node.script(&pod, script, |c| c.security().seccomp = profile(ProfileType::Localhost, good)).await;
+        assert!(said.contains("Function not implemented"), "{good}: {said}");
+    }
+    let outside = node.world.dir().join("outside.json").display().to_string();
+    let absent = root.join("absent.json").display().to_string();
+    for (wrong, code, said) in [
+        ("out.json", Code::InvalidArgument, "is not below"),
+        ("../outside.json", Code::InvalidArgument, "is not below"),
+        (&*outside, Code::InvalidArgument, "is not below"),
+        ("/dev/zero", Code::InvalidArgument, "is not below"),
+        ("sub", Code::InvalidArgument, "regular"),
+        ("pipe.json", Code::InvalidArgument, "regular"),
+        ("large.json", Code::InvalidArgument, "1 MiB"),
+        ("empty.json", Code::InvalidArgument, "empty"),
+        (&*absent, Code::NotFound, "absent.json"),
+    ] {
+        let mut config = node.container(&pod.config, "wrong", &image, &["true"]);
+        config.security().seccomp = profile(ProfileType::Localhost, wrong);
+        node.assert_fails(node.cri.create(&pod.id, &pod.config, &config).await, code, said);
+    }
+}
+
+/// The whole form: argument rules and what depends on capabilities; the filter holds in execs, too.
+#[tokio::test]
+async fn seccomp_rules_look_at_arguments_and_capabilities() {
+    let Some(node) = Node::start() else { return };
+    node.image("busybox").await;
+    let pod = node.run_pod("rules", |_| {}).await;
+    let file = node.world.dir().join("rules.json");
+    // kill(2) with signal 10 only, and sethostname(2) unless the container has CAP_SYS_ADMIN.
+    let text = r#"{"defaultAction":"SCMP_ACT_ALLOW","archMap":[
+        {"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86","SCMP_ARCH_X32"]},
+        {"architecture":"SCMP_ARCH_AARCH64","subArchitectures":["SCMP_ARCH_ARM"]}],
+        "syscalls":[
+        {"names":["kill"],"action":"SCMP_ACT_ERRNO","errnoRet":38,
+         "args":[{"index":1,"value":10,"op":"SCMP_CMP_EQ"}]},
+        {"names":["sethostname"],"action":"SCMP_ACT_ERRNO","errnoRet":38,"excludes":{"caps":["CAP_SYS_ADMIN"]}},
+        {"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO","errnoRet":38,"includes":{"minKernel":"99.0"}},
+        {"names":["rmdir","unlinkat"],"action":"SCMP_ACT_ERRNO","errnoRet":38,"includes":{"minKernel":"3.0"}}]}"#;
+    fs::write(&file, text).unwrap();
+    let path = file.display().to_string();
+    let script = "kill -12 $$ 2>/dev/null & wait; trap : USR1 USR2; kill -USR1 $$ 2>&1 || true; kill -USR2 $$ && echo other
+                  mkdir /made && echo made; rmdir /made 2>&1 || true; hostname x 2>&1 || true";
+    let said =
+        node.script(&pod, script, |c| c.security().seccomp = profile(ProfileType::Localhost, &path)).await;
+    let errors = said.matches("Function not implemented").count();
+    assert!(errors == 3 && said.contains("other\nmade\n"), "{said}");
+    let said = node
+        .script(&pod, "hostname x 2>&1 || true", |config| {
+            config.security().seccomp = profile(ProfileType::Localhost, &path);
+            config.capabilities().add_capabilities = vec!["SYS_ADMIN".into()];
+        })
+        .await;
+    assert!(!said.contains("Function not implemented"), "{said}");
+}
+
+/// With SELinux the label is in force and the volume that is to be relabelled is; without, it has no meaning, unless the
+/// node is told that it must have one.
+#[tokio::test]
+async fn selinux_label_is_in_force_or_without_meaning() {
+    let Some(node) = Node::start() else { return };
+    let image = node.image("busybox").await;
+    let label = |kind: &str, level: &str| {
+        Some(SeLinuxOption { r#type: kind.into(), level: level.into(), ..SeLinuxOption::default() })
+    };
+    let pod =
+        node.run_pod("selinux", |config| config.security().selinux_options = label("", "s0:c7,c8")).await;
+    let volume = node.world.dir().join("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("file"), "x").unwrap();
+    let script = "cat /volume/file; cat /proc/self/attr/current 2>/dev/null | tr -d '\\0' || true";
+    let said = node
+        .script(&pod, script, |config| {
+            config.security().selinux_options = label("spc_t", "");
+            config.mount(&volume, "/volume").selinux_relabel = true;
+        })
+        .await;
+    let mut value = [0_u8; 256];
+    let labelled = rustix::fs::getxattr(volume.join("file"), "security.selinux", &mut value[..]);
+    let labelled = labelled.map(|length| String::from_utf8_lossy(&value[..length]).into_owned());
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        assert!(said.ends_with("system_u:system_r:spc_t:s0:c7,c8"), "{said}");
+        assert!(
+            labelled.unwrap().contains(":object_r:") && String::from_utf8_lossy(&value).contains("s0:c7,c8")
+        );
+        return;
+    }
+    assert!(!said.contains("spc_t"), "{said}");
+    assert!(labelled.is_err(), "a file was relabelled without SELinux");
+    for (wrong, named) in
+        [(label("a b", ""), "selinux_options.type"), (label("", "s0;x"), "selinux_options.level")]
+    {
+        let mut config = node.container(&pod.config, "wrong", &image, &["true"]);
+        config.security().selinux_options = wrong.clone();
+        node.assert_fails(node.cri.create(&pod.id, &pod.config, &config).await, Code::InvalidArgument, named);
+        let mut config = node.pod("wrong");
+        config.security().selinux_options = wrong;
+        node.assert_fails(node.cri.run_pod(&config).await, Code::InvalidArgument, named);
+    }
+}
+
+#[tokio::test]
+async fn selinux_label_can_be_made_to_matter() {
+    if std::path::Path::new("/sys/fs/selinux/enforce").exists() {
+        return;
+    }
+    let change = |config: String| config + "[container]\nselinux = \"required\"\n";
+    let Some(node) = Node::start_changed(change) else { return };
+    let before = node.baseline().await;
+    let image = node.images.image_id("busybox");
+    let spc = Some(SeLinuxOption { r#type: "spc_t".into(), ..SeLinuxOption::default() });
+    let mut config = node.pod("labelled");
+    config.security().selinux_options = spc.clone();
+    node.assert_fails(node.cri.run_pod(&config).await, Code::FailedPrecondition, "SELinux");
+    let pod = node.run_pod("plain", |_| {}).await;
+    let mut config = node.container(&pod.config, "main", &image, &["true"]);
+    config.security().selinux_options = spc;
+    node.assert_fails(
+        node.cri.create(&pod.id, &pod.config, &config).await,
+        Code::FailedPrecondition,
+        "SELinux",
+    );
+    assert_eq!(node.cri.containers().await.unwrap(), []);
+    node.remove(&pod.id).await;
+    node.assert_nothing_left(&before);
+}

@@ -101,6 +101,11 @@ impl Node {
         Some(Node { cri, daemon, registry, images: catalog::layout(), world, restarted: false })
     }
 
+    /// A node of parts that a test has made in its own way.
+    pub fn of(cri: Cri, daemon: Daemon, registry: Registry, images: Layout, world: Arc<World>) -> Node {
+        Node { cri, daemon, registry, images, world, restarted: false }
+    }
+
     /// What every test needs.
     pub fn config(world: &World) -> String {
         let certs = world.dir().join("certs.d");

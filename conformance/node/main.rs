@@ -26,6 +26,7 @@ mod network_churn;
 mod network_ports;
 mod port_forward;
 mod pull;
+mod quota;
 mod registries;
 mod resources;
 mod runtime;

@@ -130,7 +130,13 @@ fn open(config: Config) -> anyhow::Result<Parts> {
         config::LayerForm::TarErofs => Some(pinnace_store::LayerForm::TarErofs),
         config::LayerForm::Directory => Some(pinnace_store::LayerForm::Directory),
     };
-    let store = Store::open(options).context("open the store")?;
+    options.writable_limit = config.container.writable_layer_limit;
+    let store = Store::open(options).map_err(|error| match error {
+        error @ pinnace_store::Error::NoQuota { .. } => {
+            anyhow::Error::new(error).context("container.writable_layer_limit")
+        }
+        error => anyhow::Error::new(error).context("open the store"),
+    })?;
     let recovered = store.recovered();
     for layer in &recovered.removed_layers {
         tracing::warn!(%layer, "layer was not whole and is gone");
@@ -138,7 +144,7 @@ fn open(config: Config) -> anyhow::Result<Parts> {
     for image in &recovered.removed_images {
         tracing::warn!(image = %image.id, "image lost a layer and is gone; pull it again");
     }
-    tracing::info!(form = ?store.form(), why = store.form_reason(), "layer form");
+    tracing::info!(form = ?store.form(), why = store.form_reason(), quota = store.quota(), "layer form");
     let network = PodNetworks::open(&config)?;
     let hierarchy = Hierarchy::detect().context("find cgroups")?;
     let systemd = systemd(&config, &hierarchy)?;

@@ -106,11 +106,12 @@ fn close_to_others(directory: &Path) -> Result<(), LockError> {
         return Ok(());
     }
     let locked_before = statat(&opened, "lock", AtFlags::SYMLINK_NOFOLLOW).is_ok();
-    // Empty, but for a socket that a service manager listens on for us.
+    // Empty, but for a socket that a service manager listens on for us and what mkfs makes.
     let fresh = || {
         let entries = Dir::read_from(&opened).map_err(at)?;
         Ok(entries.flatten().all(|entry| {
-            matches!(entry.file_name().to_bytes(), b"." | b"..") || entry.file_type() == FileType::Socket
+            matches!(entry.file_name().to_bytes(), b"." | b".." | b"lost+found")
+                || entry.file_type() == FileType::Socket
         }))
     };
     if !locked_before && !fresh()? {
@@ -189,6 +190,12 @@ mod tests {
         open(&root);
         drop(StateLock::acquire(&root, &run).unwrap());
         assert_eq!(mode(&root), 0o700);
+        // With what mkfs makes.
+        let mounted = dir.path().join("mounted");
+        std::fs::create_dir_all(mounted.join("lost+found")).unwrap();
+        open(&mounted);
+        drop(StateLock::acquire(&root, &mounted).unwrap());
+        assert_eq!(mode(&mounted), 0o700);
         // With somebody else's files.
         let foreign = dir.path().join("foreign");
         std::fs::create_dir(&foreign).unwrap();

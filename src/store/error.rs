@@ -39,6 +39,17 @@ pub enum Error {
         /// The root of the store.
         root: PathBuf,
     },
+    /// Writable layers are to be limited where the file system cannot do it.
+    #[error(
+        "writable layers cannot be limited: {} is on a file system with {found}; ext4 needs \
+         mkfs -O quota,project, and it and XFS need the mount option prjquota", root.display()
+    )]
+    NoQuota {
+        /// The root of the store.
+        root: PathBuf,
+        /// What the file system has.
+        found: &'static str,
+    },
     /// This kernel can run neither layer form.
     #[error("no layer form works on this kernel: {reason}")]
     Unsupported {
@@ -176,7 +187,9 @@ impl Error {
             | Self::TooManyLayers { .. }
             | Self::BlobTooLarge { .. } => Code::ResourceExhausted,
             Self::Tar(_) => Code::InvalidArgument,
-            Self::Locked { .. } | Self::Unsupported { .. } | Self::NoTar(_) => Code::FailedPrecondition,
+            Self::Locked { .. } | Self::NoQuota { .. } | Self::Unsupported { .. } | Self::NoTar(_) => {
+                Code::FailedPrecondition
+            }
             Self::StaleVolatile(_) | Self::Record { .. } | Self::RecordVersion { .. } => Code::DataLoss,
             Self::Io { source, .. } | Self::Mount { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {

@@ -53,6 +53,7 @@ mod load;
 mod mounts;
 mod overlay;
 mod probe;
+mod quota;
 mod snapshot;
 mod tar;
 mod usage;
@@ -95,6 +96,7 @@ use crate::lease::Held;
 use crate::load::{Choice, Loading};
 use crate::mounts::Mounts;
 use crate::overlay::Method;
+use crate::quota::Projects;
 use crate::snapshot::SnapshotRecord;
 
 const LAYERS: &str = "layers";
@@ -180,6 +182,8 @@ pub struct Options {
     pub limits: Limits,
     /// When a new layer has to survive a power cut.
     pub durability: Durability,
+    /// Bytes that a new writable layer may take; needs project quota on the file system of the root.
+    pub writable_limit: Option<u64>,
     /// Tests make overlays in the way that older kernels want.
     #[cfg(test)]
     method: Option<overlay::Method>,
@@ -194,6 +198,7 @@ impl Options {
             form: None,
             limits: Limits::default(),
             durability: Durability::default(),
+            writable_limit: None,
             #[cfg(test)]
             method: None,
         }
@@ -260,6 +265,7 @@ pub(crate) struct Inner {
     sweeper: Background,
     unlinker: Background,
     dying: Arc<Dying>,
+    projects: Projects,
     _lock: File,
 }
 
@@ -327,6 +333,8 @@ impl Store {
         run_layers.retain_marks(|name| {
             parse_file_name(name).is_some_and(|digest| state.layers.contains_key(&DiffId::new(digest)))
         })?;
+        let known = state.snapshots.values().filter_map(|snapshot| snapshot.project);
+        let projects = Projects::open(&root, options.writable_limit, known)?;
         run.mark("verified")?;
         let start = |name| {
             let path = options.root.clone();
@@ -362,6 +370,7 @@ impl Store {
             sweeper,
             unlinker,
             dying: Arc::default(),
+            projects,
             _lock: lock,
         };
         let store = Self { inner: Arc::new(inner) };
@@ -384,6 +393,16 @@ impl Store {
     /// Why new layers have that form, and how overlays are made of them.
     pub fn form_reason(&self) -> &str {
         &self.inner.form_reason
+    }
+
+    /// What the file system does about the size of writable layers.
+    pub fn quota(&self) -> &'static str {
+        self.inner.projects.describe()
+    }
+
+    /// Whether [`Store::usage`] of a snapshot walks nothing.
+    pub fn counts_usage(&self, key: &str) -> bool {
+        self.inner.state().snapshots.get(key).is_some_and(|snapshot| snapshot.project.is_some())
     }
 
     /// What was found and cleaned at the start.
@@ -509,7 +528,7 @@ impl Store {
         self.inner.fsck(repair)
     }
 
-    /// What images and snapshots take, shared layers once. Walks the writable layers.
+    /// What images and snapshots take, shared layers once. Walks the writable layers where the file system does not count.
     pub fn accounts(&self) -> Result<Accounts> {
         self.inner.accounts()
     }
@@ -595,7 +614,8 @@ impl Store {
         self.inner.upper(key)
     }
 
-    /// What the writable layer of a snapshot takes.
+    /// What the writable layer of a snapshot takes. Where the file system counts projects, that is asked for, and a few
+    /// directories of overlayfs's own are among it; elsewhere the layer is walked.
     pub fn usage(&self, key: &str) -> Result<Usage> {
         self.inner.snapshot_usage(key)
     }
@@ -635,7 +655,7 @@ impl Store {
         usage
     }
 
-    /// What all writable layers take together. Walks them.
+    /// What all writable layers take together. Walks them where the file system does not count.
     pub fn snapshots_usage(&self) -> Result<Usage> {
         let mut usage = Usage::default();
         for (key, _, _) in self.snapshots() {

@@ -5,6 +5,7 @@
 //!   snapshot.json   the chain
 //!   upper/          what the container wrote, in overlayfs form; not in a view
 //!   work/           overlayfs's own
+//!                   both in a project of their own, where the file system has such ([`crate::quota`])
 //! ```
 //!
 //! [`Store::prepare`](crate::Store::prepare) makes an active snapshot, [`Store::view`](crate::Store::view)
@@ -57,6 +58,9 @@ pub(crate) struct SnapshotRecord {
     /// The merged file system that stands for layers too many to stack.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) merged: Option<String>,
+    /// The project that the writable layer is counted under ([`crate::quota`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) project: Option<u32>,
 }
 
 /// Whether a mount can be written to.
@@ -159,13 +163,16 @@ impl Inner {
                 layers: diff_ids.to_vec(),
                 fixup: None,
                 merged: None,
+                project: None,
             };
             state.snapshots.insert(key.to_owned(), Arc::new(record));
             layers
         };
         let prepared = self.prepare_directory(key, &layers, kind);
-        if prepared.is_err() {
-            self.state().snapshots.remove(key);
+        if prepared.is_err()
+            && let Some(record) = self.state().snapshots.remove(key)
+        {
+            self.give_back_project(&record);
         }
         prepared
     }
@@ -177,8 +184,15 @@ impl Inner {
         kind: SnapshotKind,
     ) -> Result<()> {
         let stack = Stack::of(layers);
+        if kind == SnapshotKind::Active
+            && let Some(project) = self.projects.take(&self.root)?
+        {
+            self.settle(key, |record| record.project = Some(project)).inspect_err(|_| {
+                self.projects.give_back(&self.root, project);
+            })?;
+        }
         let record = match Assembly::of(&stack)? {
-            Assembly::Merged => self.settle_merged(key, &stack)?,
+            Assembly::Merged => self.settle(key, |record| record.merged = Some(merged_name(&stack)))?,
             Assembly::Stacked | Assembly::Nested => self.settle_fixup(key, &stack)?,
         };
         let work = Work::new(self)?;
@@ -187,7 +201,11 @@ impl Inner {
         work.dir.replace(RECORD, &bytes, Flush::No)?;
         if kind == SnapshotKind::Active {
             let upper = work.dir.create(UPPER)?;
-            work.dir.create(SCRATCH)?;
+            let scratch = work.dir.create(SCRATCH)?;
+            if let Some(project) = record.project {
+                self.projects.join(&upper, project)?;
+                self.projects.join(&scratch, project)?;
+            }
             let (_, root) = stack.root();
             fs::fchown(&upper, Some(Uid::from_raw(root.uid)), Some(Gid::from_raw(root.gid)))
                 .and_then(|()| fs::fchmod(&upper, Mode::from_raw_mode(root.mode)))
@@ -221,13 +239,21 @@ impl Inner {
         }
     }
 
-    /// Enters the merged file system of the stack into the record, so that no collection takes it.
-    fn settle_merged(&self, key: &str, stack: &Stack) -> Result<Arc<SnapshotRecord>> {
+    /// Changes the record of a snapshot: what it names is safe from collections then.
+    fn settle(&self, key: &str, change: impl FnOnce(&mut SnapshotRecord)) -> Result<Arc<SnapshotRecord>> {
         let mut state = self.state();
         let record = state.snapshots.get(key).ok_or_else(|| Error::SnapshotNotFound(key.to_owned()))?;
-        let record = Arc::new(SnapshotRecord { merged: Some(merged_name(stack)), ..(**record).clone() });
+        let mut record = (**record).clone();
+        change(&mut record);
+        let record = Arc::new(record);
         state.snapshots.insert(key.to_owned(), Arc::clone(&record));
         Ok(record)
+    }
+
+    fn give_back_project(&self, record: &SnapshotRecord) {
+        if let Some(project) = record.project {
+            self.projects.give_back(&self.root, project);
+        }
     }
 
     /// A file of a layer.
@@ -401,8 +427,17 @@ impl Inner {
     }
 
     pub(crate) fn snapshot_usage(&self, key: &str) -> Result<Usage> {
-        if self.snapshot(key)?.kind == SnapshotKind::View {
+        let record = self.snapshot(key)?;
+        if record.kind == SnapshotKind::View {
             return Ok(Usage::default());
+        }
+        if let Some(project) = record.project {
+            match self.projects.usage(self.root.as_fd(), project) {
+                Ok(usage) => return Ok(usage),
+                // Quota was switched off since.
+                Err(Errno::SRCH | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(Error::io("read the quota of", self.root.path())(errno)),
+            }
         }
         let upper = self.snapshots.open(key)?.open(UPPER)?;
         usage::below(upper.as_fd()).map_err(Error::io("measure", upper.path()))
@@ -419,13 +454,16 @@ impl Inner {
     pub(crate) fn remove_snapshot(&self, key: &str) -> Result<bool> {
         check_key(key)?;
         let doomed = unique();
-        {
+        let removed = {
             let mut state = self.state();
             if !state.snapshots.contains_key(key) {
                 return Ok(false);
             }
             self.snapshots.rename(key, &self.trash, &doomed)?;
-            state.snapshots.remove(key);
+            state.snapshots.remove(key)
+        };
+        if let Some(record) = removed {
+            self.give_back_project(&record);
         }
         self.run_volatile.remove_file(key)?;
         // The caller has a container to remove and need not wait for its files.

@@ -7,6 +7,7 @@ pub mod descriptor;
 pub mod mount;
 pub mod netlink;
 pub mod process;
+pub mod quota;
 pub mod seccomp;
 pub mod writeback;
 

@@ -196,6 +196,10 @@ sections! {
         /// Where devices of the Container Device Interface are described: *.json and *.yaml. What a later directory says goes
         /// before what an earlier one says. Changes count at once, for containers to come. Empty: no such devices.
         cdi_spec_dirs: Vec<PathBuf> = r#"["/etc/cdi", "/var/run/cdi"]"#, paths;
+        /// How much each container may write outside of its volumes: "10GiB". Beyond it a program meets EDQUOT or ENOSPC.
+        /// Needs `root` on ext4 made with -O quota,project, or on XFS, mounted with prjquota; elsewhere the daemon does not
+        /// start. Counts for containers to come. Empty: no limit.
+        writable_layer_limit: Option<u64> = r#""""#, |v| bytes_or_empty(v, MIB..=1024 * 1024 * GIB);
         /// Size of /dev/shm, which the containers of a pod share.
         shm_size: u64 = r#""64MiB""#, |v| bytes(v, 4 * KIB..=64 * GIB);
         /// Longer lines of output are split in the log, with the mark that the CRI has for that.

@@ -319,6 +319,14 @@ pub(super) fn bytes(value: &DeValue<'_>, range: RangeInclusive<u64>) -> Result<u
     }
 }
 
+/// A number of bytes, or nothing.
+pub(super) fn bytes_or_empty(value: &DeValue<'_>, range: RangeInclusive<u64>) -> Result<Option<u64>, String> {
+    match value {
+        DeValue::String(written) if written.is_empty() => Ok(None),
+        other => bytes(other, range).map(Some),
+    }
+}
+
 fn quantity(written: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = written.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = written.split_at(digits);

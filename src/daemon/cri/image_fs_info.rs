@@ -6,7 +6,8 @@ use crate::clock;
 use crate::error::Error;
 use crate::node::Node;
 
-/// Images from the store's own accounts; writable layers are walked, off the reactor.
+/// Images from the store's own accounts; writable layers from the file system's quota, or
+/// walked, off the reactor.
 pub async fn answer(node: &Node) -> Result<v1::ImageFsInfoResponse, Error> {
     let (images, containers) =
         node.blocking(|node| Ok((node.store.images_usage(), node.store.snapshots_usage()?))).await?;

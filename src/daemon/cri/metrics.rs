@@ -48,7 +48,7 @@ families! {
     FILE_DESCRIPTORS "container_file_descriptors" Gauge [] "Open file descriptors."
     FS_INODES_FREE "container_fs_inodes_free" Gauge ["device"] "Free inodes of the file system of the writable layer."
     FS_INODES_TOTAL "container_fs_inodes_total" Gauge ["device"] "Inodes of the file system of the writable layer."
-    FS_LIMIT "container_fs_limit_bytes" Gauge ["device"] "Size of the file system of the writable layer, in bytes."
+    FS_LIMIT "container_fs_limit_bytes" Gauge ["device"] "Limit of the writable layer, or the size of its file system, in bytes."
     FS_READS_BYTES "container_fs_reads_bytes_total" Counter ["device"] "Bytes read from block devices."
     FS_READS "container_fs_reads_total" Counter ["device"] "Read operations on block devices."
     FS_USAGE "container_fs_usage_bytes" Gauge ["device"] "Size of the writable layer, in bytes."
@@ -111,7 +111,7 @@ pub fn descriptors() -> v1::ListMetricDescriptorsResponse {
 pub async fn pods(node: &Node) -> Result<Vec<v1::PodSandboxMetrics>, Error> {
     node.blocking(|node| {
         let mut containers = node.containers_by_sandbox();
-        let disk = Disk::of(&node.config.daemon.root);
+        let disk = Disk::of(&node.config.daemon.root, node.config.container.writable_layer_limit);
         let pod = |sandbox: &Arc<Sandbox>| {
             let own = containers.remove(&sandbox.id).unwrap_or_default();
             let sample = stats::sandbox(node, sandbox, &own);
@@ -287,13 +287,14 @@ fn of_limits(samples: &mut Samples, record: &ContainerRecord) {
 /// The file system that writable layers lie on.
 struct Disk {
     device: String,
+    /// What a writable layer can grow to: its limit, or all of the file system.
     bytes: u64,
     inodes: u64,
     inodes_free: u64,
 }
 
 impl Disk {
-    fn of(root: &Path) -> Self {
+    fn of(root: &Path, limit: Option<u64>) -> Self {
         let device = match rustix::fs::stat(root) {
             Ok(stat) => block_device(rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)),
             Err(_) => String::new(),
@@ -302,7 +303,7 @@ impl Disk {
             Ok(stat) => (stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_files, stat.f_ffree),
             Err(_) => (0, 0, 0),
         };
-        Self { device, bytes, inodes, inodes_free }
+        Self { device, bytes: limit.unwrap_or(bytes), inodes, inodes_free }
     }
 }
 

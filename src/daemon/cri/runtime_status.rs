@@ -57,6 +57,7 @@ fn info(node: &Node) -> HashMap<String, String> {
         "run": node.config.daemon.run,
         "layerForm": format!("{:?}", node.store.form()),
         "layerFormReason": node.store.form_reason(),
+        "writableLayers": node.store.quota(),
         "cgroupMode": format!("{:?}", node.hierarchy.mode()),
         "cgroupDriver": format!("{:?}", node.cgroup_driver()),
         "unimplemented": UNIMPLEMENTED,

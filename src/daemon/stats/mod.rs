@@ -1,7 +1,7 @@
 //! Usage of containers and pods, read from the kernel when somebody asks; nothing is sampled in between.
 //!
-//! The rate of CPU use is taken over the time between two askings ([`rate`]); the size of a writable layer, which has to be
-//! walked, is remembered for [`LAYER_LIFE`].
+//! The rate of CPU use is taken over the time between two askings ([`rate`]); the size of a writable layer, where it
+//! has to be walked, is remembered for [`LAYER_LIFE`].
 
 mod processes;
 pub mod rate;
@@ -119,6 +119,9 @@ fn rate(memory: &Memory, usage: &Usage, at_ns: i64, since_ns: i64) -> Option<u64
 }
 
 fn layer(node: &Node, container: &Container) -> Option<pinnace_store::Usage> {
+    if node.store.counts_usage(container.id.as_str()) {
+        return node.store.usage(container.id.as_str()).ok();
+    }
     let known = *lock(&container.stats.layer);
     if let Some((measured, usage)) = known
         && measured.elapsed() < LAYER_LIFE

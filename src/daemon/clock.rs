@@ -1,6 +1,6 @@
-//! Time as the CRI wants it.
+//! Time as the CRI wants it, and as the daemon spends it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// `CLOCK_REALTIME` in nanoseconds since the epoch; enough until the year 2262.
 pub fn realtime_ns() -> i64 {
@@ -11,4 +11,10 @@ pub fn realtime_ns() -> i64 {
 /// Now, as image configs have it: RFC 3339 in UTC.
 pub fn timestamp() -> String {
     jiff::Timestamp::now().to_string()
+}
+
+/// CPU time that this process has had.
+pub fn process_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

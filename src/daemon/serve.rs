@@ -24,7 +24,7 @@ use crate::cri::Services;
 use crate::network::PodNetworks;
 use crate::node::{Node, Parts};
 use crate::streaming::Streaming;
-use crate::{admin, apparmor, logging, owner_map, record, recover, socket, state_lock};
+use crate::{admin, apparmor, clock, logging, owner_map, record, recover, socket, state_lock};
 
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -34,6 +34,9 @@ const CONNECTION_GRACE: Duration = Duration::from_millis(100);
 
 /// How often what is kept for nobody is let go of.
 const IDLE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Less CPU time than this in between is no work that anybody waits for: a few lists and probes of a kubelet.
+const IDLE_CPU: Duration = Duration::from_millis(300);
 
 /// Serves the CRI until a signal ends it. Containers run on.
 pub fn serve(config: Config) -> anyhow::Result<()> {
@@ -215,22 +218,29 @@ fn pull_options(config: &Config) -> anyhow::Result<pinnace_pull::Options> {
     })
 }
 
-/// Lets go of what is kept for nobody, now and then, until the node closes: layer mounts without a container, and heap that
-/// many pods at once have left behind.
+/// Lets go of what is kept for nobody, now and then, until the node closes: layer mounts without a container, heap that
+/// many pods at once have left behind, and, after the start and where next to nothing was done since, pages of code that
+/// happened to be needed.
 fn release_idle(node: &Arc<Node>) {
     let node = Arc::downgrade(node);
     tokio::spawn(async move {
         let mut interval = tokio::time::interval(IDLE_INTERVAL);
+        let mut worked = None;
         loop {
             interval.tick().await;
+            let now = clock::process_cpu();
+            let idle = worked.replace(now).is_none_or(|before| now.saturating_sub(before) < IDLE_CPU);
             let Some(node) = node.upgrade() else { return };
             if node.closing.is_cancelled() {
                 return;
             }
-            let released = node.blocking(|node| {
+            let released = node.blocking(move |node| {
                 node.store.release_idle()?;
                 node.containers.all().iter().for_each(|container| exec::sweep(container));
                 pinnace_sys::process::trim_heap();
+                if idle && let Err(error) = pinnace_sys::process::release_text() {
+                    tracing::debug!(%error, "release pages of code");
+                }
                 Ok(())
             });
             if let Err(error) = released.await {

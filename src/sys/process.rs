@@ -145,11 +145,50 @@ pub fn trim_heap() {
     }
 }
 
+/// Takes the pages of this program's code out of its memory; those that are needed come back from the page cache, where
+/// they stay. What only the start has used counts for this process no longer. Answers how many bytes were looked at.
+pub fn release_text() -> std::io::Result<usize> {
+    let here = release_text as *const () as usize;
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let Some((start, end)) =
+        maps.lines().filter_map(text_range).find(|(start, end)| (*start..*end).contains(&here))
+    else {
+        return Ok(0);
+    };
+    // SAFETY: the range is a mapping of the program's file that is executable and cannot be written to (`r-xp`), so every
+    // page of it is what the file has there, and is read from it again when it is touched, also by the code that runs now.
+    // The file cannot change while it is executed (ETXTBSY).
+    let answer = unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) };
+    if answer == 0 { Ok(end - start) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Where a line of proc_pid_maps(5) is code that nobody writes to.
+fn text_range(line: &str) -> Option<(usize, usize)> {
+    let (range, rest) = line.split_once(' ')?;
+    let (start, end) = range.split_once('-')?;
+    let parse = |number| usize::from_str_radix(number, 16).ok();
+    rest.starts_with("r-xp ").then_some((parse(start)?, parse(end)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
     use std::process::Command;
+
+    #[test]
+    fn code_runs_on_after_it_was_released() {
+        assert_eq!(text_range("7f00-8000 r-xp 00000000 00:01 7 /bin/x"), Some((0x7f00, 0x8000)));
+        assert_eq!(text_range("7f00-8000 r--p 00000000 00:01 7 /bin/x"), None);
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+            text.split(' ').nth(2).unwrap().parse::<usize>().unwrap()
+        };
+        let before = resident();
+        assert!(release_text().unwrap() > 100_000);
+        assert!(resident() < before, "{before}");
+        assert_eq!(text_range(""), None);
+    }
 
     #[test]
     fn death_by_a_real_time_signal_is_reported() {

@@ -58,8 +58,8 @@ impl Keeper {
         });
     }
 
-    /// An image with these blobs is not what it claims to be. Another attempt would end the same way, so nothing is kept
-    /// for it, also of layers that are still on their way out.
+    /// An image with these blobs is not what it claims to be, or there is no room for it. Another attempt would end the same
+    /// way, so nothing is kept for it, also of layers that are still on their way out.
     pub(crate) fn give_up(&self, image: &HashSet<Digest>) {
         let mut hopeless = lock(&self.hopeless);
         if hopeless.len() > HOPELESS_BLOBS {

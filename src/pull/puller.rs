@@ -193,7 +193,11 @@ impl Shared {
         keep.loosen();
         let fetched = self.fetch_layers(&resolved, &repository, &keep, &progress).await;
         let fetched_bytes = fetched.inspect_err(|error| {
-            if matches!(error.kind(), ErrorKind::InvalidImage | ErrorKind::DataLoss) {
+            // On a full disk, what is kept for another attempt is in the way of everybody.
+            if matches!(
+                error.kind(),
+                ErrorKind::InvalidImage | ErrorKind::DataLoss | ErrorKind::ResourceExhausted
+            ) {
                 self.keeper.give_up(&layers);
                 layers.iter().for_each(|blob| self.intake.forget_partial(blob));
             }

@@ -68,6 +68,11 @@ async fn a_pull_that_is_cut_everywhere_ends_by_resuming() {
     assert_eq!(pulled.record.layers.len(), 1);
     // Two connections an attempt.
     assert!(failures >= CUTS / 2 - 1, "{failures}");
+    println!(
+        "{CUTS} cuts, {failures} failed attempts, {} bytes sent of {}",
+        sent.load(Ordering::Relaxed),
+        blob.len()
+    );
     // What was on its way when a connection broke may be sent again.
     let (sent, size) = (sent.load(Ordering::Relaxed), blob.len());
     assert!(sent <= size + size / 20, "{sent} bytes for {size}");

@@ -119,8 +119,8 @@ sections! {
         /// Hosts, with their port if it is not the usual one, whose certificate is not checked and that may answer
         /// over plain HTTP. Loopback hosts are always allowed plain HTTP.
         insecure_registries: Vec<String> = "[]", hosts;
-        /// References in full ("registry.k8s.io/pause:3.10"), or beginnings of references ("registry.k8s.io/*"), that
-        /// the kubelet is told never to collect.
+        /// References in full ("registry.k8s.io/pause:3.10"), or with `*` for anything ("registry.k8s.io/*", "*/pause:*"),
+        /// that the kubelet is told never to collect.
         pinned_images: Vec<PinnedImage> = "[]", pinned_images;
     }
 

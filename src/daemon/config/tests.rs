@@ -67,6 +67,23 @@ fn values_arrive() {
     assert_eq!(config.image.insecure_registries, ["registry.local:5000", "[fd00::1]:80"]);
     assert!(config.image.pinned_images[0].matches("registry.k8s.io/pause:3.10"));
     assert!(!config.image.pinned_images[0].matches("docker.io/library/a:1"));
+    let pins = |pattern: &str, name: &str| {
+        let text = format!("[image]\npinned_images = [\"{pattern}\"]");
+        parse(&text).unwrap().image.pinned_images[0].matches(name)
+    };
+    for (pattern, name, expected) in [
+        ("a.io/pause:3", "a.io/pause:3", true),
+        ("a.io/pause:3", "a.io/pause:31", false),
+        ("*/pause:*", "a.io/x/pause:3", true),
+        ("*/pause:*", "a.io/pauses:3", false),
+        ("a*b*c", "abc", true),
+        ("a*b*c", "axbxbxc", true),
+        ("a*b*c", "acb", false),
+        ("ab*ba", "aba", false),
+        ("*:latest", "a.io/b:latest", true),
+    ] {
+        assert_eq!(pins(pattern, name), expected, "{pattern} {name}");
+    }
     assert_eq!(config.network.ipv4_subnet.unwrap().to_string(), "10.1.2.0/24");
     assert_eq!(config.network.ipv6_subnet, None);
     assert_eq!(config.container.umask, 0o077);

@@ -95,7 +95,7 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
-/// An image that is never collected: a whole reference, or the beginning of one before a final `*`.
+/// Images that are never collected: a whole reference, or one in which every `*` stands for anything.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PinnedImage(String);
 
@@ -103,10 +103,19 @@ impl PinnedImage {
     /// Whether `reference`, in its full form, is meant.
     #[must_use]
     pub fn matches(&self, reference: &str) -> bool {
-        match self.0.strip_suffix('*') {
-            Some(start) => reference.starts_with(start),
-            None => reference == self.0,
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = parts.next().and_then(|start| reference.strip_prefix(start)) else {
+            return false;
+        };
+        let Some(end) = parts.next_back() else { return rest.is_empty() };
+        // Each at its first place leaves the most for those that follow.
+        for part in parts {
+            match rest.find(part) {
+                Some(at) => rest = &rest[at + part.len()..],
+                None => return false,
+            }
         }
+        rest.ends_with(end)
     }
 }
 
@@ -448,9 +457,12 @@ pub(super) fn hosts(value: &DeValue<'_>) -> Result<Vec<String>, String> {
 pub(super) fn pinned_images(value: &DeValue<'_>) -> Result<Vec<PinnedImage>, String> {
     list(value, "image references", |value| {
         let pattern = text(value, "an image reference")?;
-        let stem = pattern.strip_suffix('*').unwrap_or(pattern);
-        if stem.is_empty() || stem.contains('*') || stem.bytes().any(|byte| !byte.is_ascii_graphic()) {
-            return Err(format!("must have references, with a `*` at the end or none, not {pattern:?}"));
+        // Only `*` would keep everything for ever.
+        let says_nothing = pattern.bytes().all(|byte| byte == b'*');
+        if says_nothing || pattern.bytes().any(|byte| !byte.is_ascii_graphic()) {
+            return Err(format!(
+                "must have references, in which `*` may stand for anything, not {pattern:?}"
+            ));
         }
         Ok(PinnedImage(pattern.to_owned()))
     })

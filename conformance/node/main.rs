@@ -32,6 +32,7 @@ mod resources;
 mod runtime;
 mod sandbox;
 mod security;
+mod skopeo;
 mod stats;
 mod user_namespaces;
 mod users;

@@ -16,6 +16,12 @@ impl Program {
     /// Builds the module in a directory below `conformance/`; `None` where Go is missing or too old.
     #[must_use]
     pub fn build(module: &str) -> Option<Program> {
+        Program::build_with(module, &[])
+    }
+
+    /// The same with more arguments of `go build`.
+    #[must_use]
+    pub fn build_with(module: &str, arguments: &[&str]) -> Option<Program> {
         let version = Command::new("go").arg("version").output().ok()?.stdout;
         // From 1.21 on Go fetches the toolchain that go.mod asks for.
         let minor =
@@ -28,7 +34,8 @@ impl Program {
         let path = dir.path().join(module);
         let mut build = Command::new("go");
         let output =
-            build.args(["build", "-o"]).arg(&path).arg(".").current_dir(source).output().expect("run go");
+            build.args(["build", "-o"]).arg(&path).args(arguments).arg(".").current_dir(source).output();
+        let output = output.expect("run go");
         assert!(output.status.success(), "{build:?}: {}", String::from_utf8_lossy(&output.stderr));
         Some(Program { path, _dir: dir })
     }

@@ -102,10 +102,11 @@ pub(crate) fn write_all<'a>(
         undo,
     );
     done.reverse();
-    if outcome.is_err() && !done.is_empty() {
-        if let Err(error) = write_passes(&done, &place, |_, _| {}, Undo::Never) {
-            tracing::warn!(%error, "old cgroup values could not be written back");
-        }
+    if outcome.is_err()
+        && !done.is_empty()
+        && let Err(error) = write_passes(&done, &place, |_, _| {}, Undo::Never)
+    {
+        tracing::warn!(%error, "old cgroup values could not be written back");
     }
     outcome.map(|()| done)
 }

@@ -110,7 +110,7 @@ async fn adopt(
     let name = container.record().name.name;
     let description = format!("container {name} of pod {}", container.sandbox.config.name);
     systemd.adopt(&cgroup, &resources, pid.unsigned_abs(), &description).await?;
-    node.blocking(move |_| Ok(cgroup.update(&resources)?)).await
+    node.blocking(move |_| Ok(cgroup.update(&resources).map(drop)?)).await
 }
 
 /// Sends a request that starts a process.

@@ -89,7 +89,7 @@ fn remember(container: &Container, merged: &Resources, mut resources: LinuxResou
         // What an update does not speak of.
         let old = linux.resources().clone().unwrap_or_default();
         resources.set_devices(old.devices().clone());
-        resources.set_pids(old.pids().clone());
+        resources.set_pids(*old.pids());
         linux.set_resources(Some(resources));
     }
     if let Some(process) = spec.process_mut() {

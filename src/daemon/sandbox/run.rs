@@ -57,7 +57,7 @@ async fn start(node: Arc<Node>, config: SandboxConfig) -> Result<SandboxId, Erro
         return taken(&node, &config, &holder);
     }
     let name = config.name.clone();
-    let built = build(&node, &id, config).await;
+    let built = Box::pin(build(&node, &id, config)).await;
     match built {
         Ok(sandbox) => {
             sandbox.follow_monitor(&node);

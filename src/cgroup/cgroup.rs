@@ -27,17 +27,24 @@ const LONGEST_WAIT: Duration = Duration::from_millis(50);
 pub struct Limits<'a> {
     resources: &'a LinuxResources,
     filter_devices: bool,
+    write_values: bool,
 }
 
 impl<'a> Limits<'a> {
     /// For a container: its resources, and only the devices that its rules allow (none without rules).
     pub fn container(resources: &'a LinuxResources) -> Self {
-        Self { resources, filter_devices: true }
+        Self { resources, filter_devices: true, write_values: true }
     }
 
     /// For a pod, or for a privileged container: its resources; devices stay as the parent has them.
     pub fn group(resources: &'a LinuxResources) -> Self {
-        Self { resources, filter_devices: false }
+        Self { resources, filter_devices: false, write_values: true }
+    }
+
+    /// Checked now, but written later, by [`Cgroup::update`]: for a cgroup that systemd does not know of yet, whose
+    /// controllers it takes away when a unit beside it ends.
+    pub fn values_later(self) -> Self {
+        Self { write_values: false, ..self }
     }
 }
 
@@ -74,6 +81,9 @@ impl Cgroup {
         let cgroup = Self { hierarchy: hierarchy.clone(), path: path.clone() };
         let mut made = Vec::new();
         let outcome = cgroup.make(&mut made).and_then(|()| {
+            if !limits.write_values {
+                settings.clear();
+            }
             cgroup.keep_quota(&mut settings)?;
             setting::write_all(&settings, Undo::Never, |controller| cgroup.place(controller))?;
             devices.as_ref().map_or(Ok(()), |rules| cgroup.set_devices(rules))
@@ -87,6 +97,16 @@ impl Cgroup {
             return Err(error);
         }
         Ok(cgroup)
+    }
+
+    /// Gives it the controllers again that it was made with.
+    pub(crate) fn enable_controllers(&self) -> Result<()> {
+        match self.hierarchy.v2().filter(|_| self.hierarchy.mode() == Mode::Unified) {
+            Some(mount) => {
+                unified::enable_controllers(mount, &self.path, self.hierarchy.unified_controllers())
+            }
+            None => Ok(()),
+        }
     }
 
     /// The cgroup at that path, which exists in at least one hierarchy.
@@ -289,19 +309,15 @@ impl Cgroup {
             made.push((mount, leaf));
             prepare(mount, leaf)?;
         }
-        if self.hierarchy.mode() == Mode::Unified
-            && let Some(mount) = self.hierarchy.v2()
-        {
-            unified::enable_controllers(mount, &self.path, self.hierarchy.unified_controllers())?;
-        }
-        Ok(())
+        self.enable_controllers()
     }
 
     /// Completes a `cpu.max` that gives a period only.
     fn keep_quota(&self, settings: &mut [Setting]) -> Result<()> {
         for setting in settings.iter_mut().filter(|setting| setting.file == "cpu.max") {
             if let Some(period) = setting.value.strip_prefix(v2::KEEP_QUOTA) {
-                let now = self.read("cpu", "cpu.max")?;
+                // None before systemd knows of it.
+                let now = self.read("cpu", "cpu.max").unwrap_or_default();
                 let quota = now.split_whitespace().next().unwrap_or("max");
                 setting.value = format!("{quota}{period}");
             }

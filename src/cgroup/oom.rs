@@ -11,6 +11,9 @@ use crate::error::{CgroupError, Result};
 use crate::file;
 use crate::usage::keyed;
 
+/// systemd needs a moment for each unit that ends.
+const ENABLE_ATTEMPTS: usize = 10;
+
 /// How many processes the kernel's OOM killer has taken from a cgroup, as a file that can be read at any
 /// time until the cgroup is removed.
 #[derive(Debug)]
@@ -55,7 +58,15 @@ impl Cgroup {
             Mode::Unified => "memory.events",
             Mode::Legacy | Mode::Hybrid => "memory.oom_control",
         };
-        let file = self.open_file("memory", name)?;
+        let mut file = self.open_file("memory", name)?;
+        for _ in 0..ENABLE_ATTEMPTS {
+            if file.is_some() {
+                break;
+            }
+            // systemd has taken the controller from a cgroup that it does not know of yet.
+            self.enable_controllers()?;
+            file = self.open_file("memory", name)?;
+        }
         file.map(OomCounter).ok_or_else(|| CgroupError::ControllerUnavailable {
             controller: "memory".to_owned(),
             path: format!("{}/{name}", self.relative()).into(),

@@ -15,17 +15,18 @@
 //!
 //! ```text
 //! daemon                          monitor                   systemd
-//!   mkdir, limits as files
+//!   mkdir, device rules
 //!   launch, held ────────────────► clone3 into the cgroup,
 //!                                  everything up to execve
 //!   StartTransientUnit(PIDs=init, properties) ─────────────► finds the directory and the process where they belong
 //!   ◄──────────────────────────────────────── JobRemoved ──
-//!   limits as files again
+//!   limits as files
 //!   start ───────────────────────► execve
 //! ```
 //!
-//! So no code of the container runs before the scope is there. The limits are written again because systemd resets,
-//! at that moment, whatever it has no property for; later it does not touch what is delegated, and `daemon-reload`
+//! So no code of the container runs before the scope and its limits are there. The files come last: before, systemd may
+//! take the controllers away with a unit beside that ends, and at that moment it resets
+//! whatever it has no property for; later it does not touch what is delegated, and `daemon-reload`
 //! applies the properties, which say the same. A quota is rounded up to whole percents of a CPU by a reload (that is
 //! how systemd writes it down). What systemd has no property for (hugetlb, rdma, misc, `cpu.max.burst`,
 //! `memory.oom.group`, throttles of devices) it does not touch either.

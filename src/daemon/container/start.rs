@@ -233,10 +233,11 @@ fn cgroup(
     let none = LinuxResources::default();
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref()).unwrap_or(&none);
     let limits = if privileged { Limits::group(resources) } else { Limits::container(resources) };
+    let of_systemd = node.systemd.is_some() && Scope::of(&path).is_some();
+    let limits = if of_systemd { limits.values_later() } else { limits };
     let cgroup = Cgroup::create(&node.hierarchy, &path, &limits)?;
     let join = cgroup.join_fds()?;
     let oom_counter = Some(cgroup.open_oom_counter()?.into());
-    let of_systemd = node.systemd.is_some() && Scope::of(&path).is_some();
     let above = path.parent().filter(|parent| of_systemd && !parent.is_root());
     let group_oom_counter = match above {
         Some(parent) => Some(Cgroup::open(&node.hierarchy, &parent)?.open_oom_counter()?.into()),

@@ -62,6 +62,27 @@ pub enum Error {
         /// Why not.
         source: Box<Error>,
     },
+    /// No container of the command line with that name or id.
+    #[error("no such container: {name:?}{hint}")]
+    NoSuchContainer {
+        /// What was given.
+        name: String,
+        /// A name that is like it, in words.
+        hint: String,
+    },
+    /// No volume of that name.
+    #[error("no such volume: {0:?}")]
+    NoSuchVolume(String),
+    /// The name is somebody's.
+    #[error("{kind} {name:?} is used by {holder}")]
+    Taken {
+        /// What the name is of.
+        kind: &'static str,
+        /// Name.
+        name: String,
+        /// Its holder.
+        holder: String,
+    },
     /// An id prefix names several things.
     #[error("{kind} id {prefix:?} is ambiguous")]
     AmbiguousId {
@@ -292,11 +313,17 @@ impl Error {
     /// What it means to the caller.
     pub fn code(&self) -> Code {
         match self {
-            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) | Self::ImageNotFound(_) => Code::NotFound,
+            Self::SandboxNotFound(_)
+            | Self::ContainerNotFound(_)
+            | Self::ImageNotFound(_)
+            | Self::NoSuchContainer { .. }
+            | Self::NoSuchVolume(_) => Code::NotFound,
             Self::AmbiguousId { .. } | Self::Invalid { .. } | Self::Reference(_) | Self::Auth(_) => {
                 Code::InvalidArgument
             }
-            Self::SandboxNameTaken { .. } | Self::ContainerNameTaken { .. } => Code::AlreadyExists,
+            Self::SandboxNameTaken { .. } | Self::ContainerNameTaken { .. } | Self::Taken { .. } => {
+                Code::AlreadyExists
+            }
             Self::State { .. } => Code::FailedPrecondition,
             Self::In { source, .. } | Self::ImageVolume { source, .. } => source.code(),
             Self::Launch(failure) => launch_code(failure),

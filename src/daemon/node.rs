@@ -25,10 +25,11 @@ use crate::container::record::ContainerName;
 use crate::error::Error;
 use crate::events::Events;
 use crate::id::{ContainerId, SandboxId};
+use crate::local::Local;
 use crate::network::PodNetworks;
 use crate::operation::Operations;
 use crate::sandbox::Sandbox;
-use crate::sandbox::record::SandboxName;
+use crate::sandbox::record::{SandboxConfig, SandboxName};
 use crate::selinux::Selinux;
 use crate::table::{Lookup, Table};
 
@@ -75,6 +76,8 @@ pub struct Node {
     pub sandboxes: Table<SandboxName, Sandbox>,
     /// Containers.
     pub containers: Table<(SandboxId, ContainerName), Container>,
+    /// Containers of the command line.
+    pub local: Local,
     /// RunPodSandbox calls under way.
     pub sandbox_runs: Operations<SandboxName, SandboxId>,
     /// CreateContainer calls under way.
@@ -124,6 +127,7 @@ impl Node {
             this: Weak::clone(this),
             cdi: cdi::Registry::new(parts.config.container.cdi_spec_dirs.clone()),
             selinux: Selinux::new(parts.facts.selinux, parts.config.container.selinux),
+            local: Local::new(&parts.config),
             config: parts.config,
             store: parts.store,
             puller: parts.puller,
@@ -155,7 +159,8 @@ impl Node {
 
     /// The sandbox with this id or unique prefix.
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
-        self.sandboxes.find(id).map_err(|lookup| match lookup {
+        self.sandboxes.find_among(id, |sandbox| sandbox.config.local.is_none()).map_err(|lookup| match lookup
+        {
             Lookup::Missing => Error::SandboxNotFound(id.to_owned()),
             Lookup::Ambiguous => Error::AmbiguousId { kind: "sandbox", prefix: id.to_owned() },
         })
@@ -163,7 +168,8 @@ impl Node {
 
     /// The container with this id or unique prefix.
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
-        self.containers.find(id).map_err(|lookup| match lookup {
+        let of_pod = |container: &Container| container.sandbox.config.local.is_none();
+        self.containers.find_among(id, of_pod).map_err(|lookup| match lookup {
             Lookup::Missing => Error::ContainerNotFound(id.to_owned()),
             Lookup::Ambiguous => Error::AmbiguousId { kind: "container", prefix: id.to_owned() },
         })
@@ -176,10 +182,32 @@ impl Node {
         containers
     }
 
-    /// All containers by their sandboxes.
+    /// The sandboxes that the CRI shows: all but those of containers of the command line.
+    pub fn pods(&self) -> Vec<Arc<Sandbox>> {
+        let mut pods = self.sandboxes.all();
+        pods.retain(|sandbox| sandbox.config.local.is_none());
+        pods
+    }
+
+    /// The containers that the CRI shows.
+    pub fn pod_containers(&self) -> Vec<Arc<Container>> {
+        let mut containers = self.containers.all();
+        containers.retain(|container| container.sandbox.config.local.is_none());
+        containers
+    }
+
+    /// Where a sandbox tells what happens to it. Who listens to the CRI does not hear of containers of the command line.
+    pub fn events_of(&self, config: &SandboxConfig) -> Events {
+        match &config.local {
+            None => self.events.clone(),
+            Some(_) => Events::default(),
+        }
+    }
+
+    /// All containers that the CRI shows by their sandboxes.
     pub fn containers_by_sandbox(&self) -> HashMap<SandboxId, Vec<Arc<Container>>> {
         let mut sandboxes = HashMap::<_, Vec<_>>::new();
-        for container in self.containers.all() {
+        for container in self.pod_containers() {
             sandboxes.entry(container.sandbox.id.clone()).or_default().push(container);
         }
         sandboxes

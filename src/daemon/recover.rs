@@ -21,6 +21,7 @@ use crate::container::record::{ContainerRecord, Status};
 use crate::container::{exec, exit, volumes};
 use crate::error::Error;
 use crate::id::{ContainerId, SandboxId};
+use crate::local;
 use crate::monitor::Monitor;
 use crate::node::Node;
 use crate::record as disk;
@@ -32,6 +33,7 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
     disk::make_directory(&node.sandboxes_directory())?;
     disk::make_directory(&node.containers_directory())?;
     disk::make_directory(&volumes::directory(node))?;
+    node.blocking(local::recover::load).await?;
     let mut followed = Vec::new();
     for (directory, name) in entries(&node.sandboxes_directory())? {
         match recover_sandbox(node, &directory, &name).await {
@@ -54,6 +56,7 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
         reconcile(node, &sandbox, state).await;
     }
     sweep(node).await?;
+    local::recover::recover(node).await;
     node.network.pay_in_background(node.closing.clone());
     Ok(())
 }
@@ -92,7 +95,8 @@ async fn recover_sandbox(
     }
     let ready = record.phase == Phase::Ready;
     let name = record.config.name.clone();
-    let sandbox = Arc::new(Sandbox::new(record, directory.to_owned(), node.events.clone()));
+    let events = node.events_of(&record.config);
+    let sandbox = Arc::new(Sandbox::new(record, directory.to_owned(), events));
     sandbox.delivered.store(true, Ordering::Relaxed);
     let state = if ready { reconnect(node, &sandbox).await } else { None };
     // Two live sandboxes of one name cannot be; if records say so the first found keeps it.
@@ -124,7 +128,9 @@ async fn recover_container(node: &Arc<Node>, directory: &std::path::Path, name: 
         let (own, directory) = (id, directory.to_owned());
         return node
             .blocking(move |node| {
-                node.store.remove(own.as_str())?;
+                if !node.local.owns(own.as_str()) {
+                    node.store.remove(own.as_str())?;
+                }
                 Ok(disk::remove_directory(&directory)?)
             })
             .await;
@@ -208,7 +214,8 @@ async fn sweep(node: &Arc<Node>) -> Result<(), Error> {
         .collect();
     node.blocking(move |node| {
         for (key, _, _) in node.store.snapshots() {
-            if !containers.contains(volumes::owner(&key)) {
+            let owner = volumes::owner(&key);
+            if !containers.contains(owner) && !(owner == key && node.local.owns(owner)) {
                 tracing::info!(snapshot = key, "removing a snapshot of nobody");
                 node.store.remove(&key)?;
             }

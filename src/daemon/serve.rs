@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use pinnace_admin_api::v1::containers_server::ContainersServer;
 use pinnace_admin_api::v1::images_server::ImagesServer;
 use pinnace_admin_api::v1::system_server::SystemServer;
+use pinnace_admin_api::v1::volumes_server::VolumesServer;
 use pinnace_cgroup::{Driver, Hierarchy, Systemd};
 use pinnace_cri_api::v1::image_service_server::ImageServiceServer;
 use pinnace_cri_api::v1::runtime_service_server::RuntimeServiceServer;
@@ -63,6 +65,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
 
     let streaming = Arc::new(Streaming::bind(&node).await.context("serve streams")?);
     let services = Services::new(Arc::clone(&node), Arc::clone(&streaming));
+    let containers = admin::containers::Containers::new(Arc::clone(&node));
     let server = tonic::transport::Server::builder()
         .add_service(
             RuntimeServiceServer::new(services.clone())
@@ -82,7 +85,9 @@ async fn run(config: Config) -> anyhow::Result<()> {
         .add_service(
             SystemServer::new(admin::Services::new(Arc::clone(&node)))
                 .max_encoding_message_size(MESSAGE_BYTES),
-        );
+        )
+        .add_service(ContainersServer::new(containers.clone()))
+        .add_service(VolumesServer::new(containers));
     let stop = node.closing.clone();
     let accepting = server.serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
         stop.cancelled().await;

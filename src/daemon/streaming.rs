@@ -124,7 +124,7 @@ async fn exec(node: &Arc<Node>, request: ExecRequest, size: Option<TerminalSize>
     let container = node.container(&request.container_id)?;
     let ExecRequest { command: args, stdin, stdout, stderr, tty, .. } = request;
     let terminal = tty.then(|| Terminal { size: size.map(|size| (size.height, size.width)) });
-    let command = Command { args, stdin, stdout, stderr, terminal };
+    let command = Command { args, stdin, stdout, stderr, terminal, ..Command::default() };
     let (exec, streams) = Exec::start(node, &container, command).await?;
     let window = exec.window();
     let lost = CancellationToken::new();
@@ -172,7 +172,9 @@ async fn attach(
 ) -> Result<Session, Error> {
     let container = node.container(&request.container_id)?;
     let AttachRequest { stdin, stdout, stderr, tty, .. } = request;
-    let (attachment, streams) = Attachment::join(node, container, Wanted { stdin, stdout, stderr }).await?;
+    let (attachment, streams) =
+        Attachment::join(node, container, Wanted { stdin, stdout, stderr, lossless: false, size: None })
+            .await?;
     let window = (tty && attachment.terminal).then(|| attachment.window());
     if let (Some(window), Some(size)) = (&window, size) {
         window.resize(size.height, size.width).await;

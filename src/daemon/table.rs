@@ -70,14 +70,26 @@ impl<N: Hash + Eq + Clone, T> Table<N, T> {
         lock(&self.inner).objects.get(id).cloned()
     }
 
+    /// The object that holds this name.
+    pub fn named(&self, name: &N) -> Option<Arc<T>> {
+        let inner = lock(&self.inner);
+        inner.names.get(name).and_then(|id| inner.objects.get(id)).cloned()
+    }
+
     /// The object whose id is or uniquely begins with this.
     pub fn find(&self, prefix: &str) -> Result<Arc<T>, Lookup> {
+        self.find_among(prefix, |_| true)
+    }
+
+    /// The same among those that are wanted.
+    pub fn find_among(&self, prefix: &str, is_wanted: impl Fn(&T) -> bool) -> Result<Arc<T>, Lookup> {
         let inner = lock(&self.inner);
         if prefix.is_empty() {
             return Err(Lookup::Missing);
         }
         let mut matching =
             inner.objects.range(prefix.to_owned()..).take_while(|(id, _)| id.starts_with(prefix));
+        let mut matching = matching.by_ref().filter(|(_, object)| is_wanted(object));
         let (_, first) = matching.next().ok_or(Lookup::Missing)?;
         if matching.next().is_none() { Ok(Arc::clone(first)) } else { Err(Lookup::Ambiguous) }
     }

@@ -3,6 +3,7 @@
 //! Like CRI types, its types go no further down than this folder.
 
 mod archives;
+pub mod containers;
 mod explain;
 mod images;
 mod pull;

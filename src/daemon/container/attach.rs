@@ -27,6 +27,10 @@ pub struct Wanted {
     pub stdout: bool,
     /// Read its standard error, which a terminal does not have.
     pub stderr: bool,
+    /// Make the container wait for whoever does not read in time, instead of leaving output out.
+    pub lossless: bool,
+    /// Rows and columns that its terminal is to have.
+    pub size: Option<(u16, u16)>,
 }
 
 /// A joined container.
@@ -48,6 +52,15 @@ impl Attachment {
         wanted: Wanted,
     ) -> Result<(Self, Streams), Error> {
         running(&container)?;
+        Self::join_held(node, container, wanted).await
+    }
+
+    /// Joins a container that is held before its program is executed, or runs.
+    pub async fn join_held(
+        node: &Node,
+        container: Arc<Container>,
+        wanted: Wanted,
+    ) -> Result<(Self, Streams), Error> {
         let monitor = monitor_of(&container)?;
         let directory = container.directory.clone();
         let terminal = node.blocking(move |_| {
@@ -63,8 +76,12 @@ impl Attachment {
             slot
         };
         let id = monitor.next_attach_id();
-        let mut request =
-            Attach { container_id: container.id.to_string(), attach_id: id, ..Attach::default() };
+        let mut request = Attach {
+            container_id: container.id.to_string(),
+            attach_id: id,
+            lossless: wanted.lossless,
+            ..Attach::default()
+        };
         if wanted.stdin && container.record().stdin {
             let (theirs, ours) = pipe()?;
             (request.stdin, streams.stdin) = (push(theirs), Some(ours));

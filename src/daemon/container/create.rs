@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use pinnace_cgroup::CgroupPath;
 use pinnace_spec::{image, user};
-use pinnace_store::{ImageRecord, MountOptions};
+use pinnace_store::{ImageRecord, MountOptions, Persistence};
 
 use super::Container;
 use super::record::{ContainerRecord, ImageView, MountView, Status, UserView};
@@ -40,7 +40,7 @@ pub async fn create(
     }
     let what = format!("create container {} in sandbox {}", request.name.name, sandbox.id);
     let key = (sandbox.id.clone(), request.name.clone());
-    let operation = start(node.shared()?, sandbox, request);
+    let operation = start(node.shared()?, sandbox, request, ContainerId::random());
     let created = node.container_creations.run(key, operation).await;
     let id = created.map_err(|error| match error {
         named if named.to_string().starts_with(IMAGE_VOLUME) => named,
@@ -52,12 +52,27 @@ pub async fn create(
     Ok(id)
 }
 
+/// Creates a container under an id of the caller's choice, with the snapshot of that name.
+pub(crate) async fn create_as(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    mut request: ContainerRequest,
+    id: ContainerId,
+) -> Result<Arc<Container>, Error> {
+    request.security.pid = sandbox.config.namespaces.pid;
+    let id = start(Arc::clone(node), Arc::clone(sandbox), request, id).await?;
+    let container =
+        node.containers.exact(id.as_str()).ok_or_else(|| Error::ContainerNotFound(id.to_string()))?;
+    container.delivered.store(true, Ordering::Relaxed);
+    Ok(container)
+}
+
 async fn start(
     node: Arc<Node>,
     sandbox: Arc<Sandbox>,
     request: ContainerRequest,
+    id: ContainerId,
 ) -> Result<ContainerId, Error> {
-    let id = ContainerId::random();
     let key = (sandbox.id.clone(), request.name.clone());
     if let Err(holder) = node.containers.reserve(&key, id.as_str()) {
         return taken(&node, &sandbox, &request, &holder);
@@ -68,7 +83,8 @@ async fn start(
     let built = node
         .blocking(move |node| {
             let directory = node.container_directory(&own);
-            build(node, &own, &sandbox, &request).inspect_err(|_| undo(node, &own, &directory))
+            build(node, &own, &sandbox, &request)
+                .inspect_err(|_| undo(node, &own, &directory, request.kept.is_some()))
         })
         .await;
     match built {
@@ -122,21 +138,30 @@ fn build(
     }
     check_against(sandbox, &request.security)?;
     check_target(node, sandbox, &request.security)?;
-    let image = crate::image::find(node, &request.image)
-        .ok_or_else(|| Error::ImageNotFound(request.image.clone()))?;
-    let configuration = crate::image::configuration(node, &image)?;
-    let config = configuration.config().as_ref();
+    let (image, layers, config, persistence) = match &request.kept {
+        Some(kept) => (kept.image.clone(), kept.layers.clone(), kept.config.clone(), Persistence::Durable),
+        None => {
+            let image = crate::image::find(node, &request.image)
+                .ok_or_else(|| Error::ImageNotFound(request.image.clone()))?;
+            let configuration = crate::image::configuration(node, &image)?;
+            let view = view(&image, &request.image, &request.user_specified_image);
+            (view, image.layers.clone(), configuration.config().clone(), Persistence::Volatile)
+        }
+    };
+    let config = config.as_ref();
 
     let directory = node.container_directory(id);
     disk::make_directory(&directory)?;
-    node.store.prepare(id.as_str(), &image.layers)?;
+    if request.kept.is_none() {
+        node.store.prepare(id.as_str(), &layers)?;
+    }
     let user_namespace = sandbox.user_namespace(node)?;
     let user_namespace = user_namespace.as_ref().map(|namespace| namespace.as_fd());
     let security = &request.security;
     let pod_labels = sandbox.record().labels;
     let labels = node.selinux.of_container(pod_labels.as_ref(), &security.selinux, security.privileged)?;
     let file_label = labels.as_ref().map(|labels| labels.file.as_str());
-    let options = MountOptions { user_namespace, selinux_context: file_label, ..MountOptions::default() };
+    let options = MountOptions { persistence, user_namespace, selinux_context: file_label, ..Default::default() };
     let rootfs = node.store.mount(id.as_str(), &options)?;
 
     let asked = &request.security.user;
@@ -181,8 +206,8 @@ fn build(
         sandbox_id: sandbox.id.clone(),
         name: request.name.clone(),
         created_at_ns: clock::realtime_ns(),
-        image: view(&image, &request.image, &request.user_specified_image),
-        layers: image.layers.clone(),
+        image,
+        layers,
         labels: request.labels.clone(),
         annotations: request.annotations.clone(),
         mounts: iter::zip(&request.mounts, &views).map(mount_view).collect(),
@@ -208,8 +233,8 @@ fn build(
     Ok(container)
 }
 
-fn undo(node: &Node, id: &ContainerId, directory: &Path) {
-    let removed = node.store.remove(id.as_str()).map_err(Error::from);
+fn undo(node: &Node, id: &ContainerId, directory: &Path, keep: bool) {
+    let removed = if keep { Ok(true) } else { node.store.remove(id.as_str()).map_err(Error::from) };
     let removed = removed.and(volumes::remove(node, id));
     let removed = removed.and(disk::remove_directory(directory).map_err(Error::from));
     if let Err(error) = removed {

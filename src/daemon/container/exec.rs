@@ -9,7 +9,8 @@
 //! the whole tree that it started and nothing else. Children that outlive a command which has ended by itself are the
 //! container's business; their group is removed once it is empty.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
 
 use super::Container;
-use super::record::Status;
+use super::record::{ContainerRecord, Status};
 use super::start::launched;
 use crate::error::{Error, Within as _};
 use crate::monitor::Monitor;
@@ -44,6 +45,14 @@ pub struct Command {
     pub stderr: bool,
     /// A terminal, whose output is standard output, always read.
     pub terminal: Option<Terminal>,
+    /// `KEY=value`, over the container's.
+    pub env: Vec<String>,
+    /// In place of the container's.
+    pub working_dir: Option<PathBuf>,
+    /// `user[:group]` in place of the container's.
+    pub user: Option<String>,
+    /// Every capability, and no seccomp filter.
+    pub privileged: bool,
 }
 
 /// A terminal to make.
@@ -227,14 +236,23 @@ struct Prepared {
 
 fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command) -> Result<Prepared, Error> {
     let record = container.record();
+    let user = command.user.as_deref().map(|user| resolve(&record, user)).transpose()?;
     let exec = pinnace_spec::process::Exec {
         args: &command.args,
+        env: &command.env,
+        cwd: command.working_dir.as_deref(),
+        user: user.as_ref(),
         binary_env: &record.binary_env,
         terminal: command.terminal.is_some(),
         size: command.terminal.as_ref().and_then(|terminal| terminal.size),
-        ..Default::default()
     };
-    let mut process = template(node, container)?.exec(&exec, &node.facts)?;
+    let mut process = if command.privileged {
+        let mut spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
+        raise(node, &mut spec)?;
+        node.with_host(|host| Template::of(&spec, host))?.exec(&exec, &node.facts)?
+    } else {
+        template(node, container)?.exec(&exec, &node.facts)?
+    };
     process.umask = Some(node.config.container.umask);
 
     let mut slots = Slots::new();
@@ -278,6 +296,51 @@ fn template<'a>(node: &Node, container: &'a Container) -> Result<&'a Template, E
     let spec: Spec = disk::read(&Container::spec_path(&container.directory))?;
     let template = node.with_host(|host| Template::of(&spec, host))?;
     Ok(container.sessions.get_or_init(|| template))
+}
+
+/// Everything that the host has, as a privileged container.
+fn raise(node: &Node, spec: &mut Spec) -> Result<(), Error> {
+    let all = pinnace_spec::capabilities::all(&node.facts);
+    let request = pinnace_spec::capabilities::Request { add: &[], drop: &[], add_ambient: &[] };
+    let all = pinnace_spec::capabilities::select(&all, &request, &node.facts)?;
+    if let Some(process) = spec.process_mut() {
+        process.set_capabilities(Some(all));
+        process.set_no_new_privileges(Some(false));
+        process.set_apparmor_profile(None);
+    }
+    if let Some(linux) = spec.linux_mut() {
+        linux.set_seccomp(None);
+    }
+    Ok(())
+}
+
+/// A user by the container's own files.
+fn resolve(record: &ContainerRecord, user: &str) -> Result<pinnace_spec::user::User, Error> {
+    let Status::Running { pid, .. } = record.status else {
+        return Err(Error::State {
+            subject: format!("container {}", record.id),
+            state: "not running".to_owned(),
+            hint: "its container must be running".to_owned(),
+        });
+    };
+    let root = root_of(pid)?;
+    let request = pinnace_spec::user::Request {
+        image_user: user,
+        run_as_user: None,
+        run_as_username: "",
+        run_as_group: None,
+        supplemental_groups: &[],
+        policy: pinnace_spec::user::GroupPolicy::Merge,
+    };
+    Ok(pinnace_spec::user::resolve(root.as_fd(), &request)?)
+}
+
+/// The root directory of a process, to be walked by descriptor (rule R1).
+pub(crate) fn root_of(pid: i32) -> Result<OwnedFd, Error> {
+    use rustix::fs::{Mode, OFlags};
+    let path = format!("/proc/{pid}/root");
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&path, flags, Mode::empty()).map_err(|errno| Error::io("open", path)(errno.into()))
 }
 
 /// Removes the groups of sessions whose leftovers have ended meanwhile.

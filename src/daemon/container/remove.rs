@@ -30,7 +30,9 @@ pub async fn remove_container(node: &Arc<Node>, container: &Arc<Container>) -> R
     node.blocking(move |node| {
         drop(lock(&removed.rootfs).take());
         remove_cgroup(node, &removed.record().cgroup_path.as_str().try_into()?)?;
-        node.store.remove(removed.id.as_str())?;
+        if removed.sandbox.config.local.is_none() {
+            node.store.remove(removed.id.as_str())?;
+        }
         volumes::remove(node, &removed.id)?;
         Ok(disk::remove_directory(&removed.directory)?)
     })

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::record::{ContainerName, Resources};
+use super::record::{ContainerName, ImageView, Resources};
 use crate::owner_map::OwnerMap;
 use crate::sandbox::record::NamespaceMode;
 use crate::selinux;
@@ -48,6 +48,26 @@ pub struct ContainerRequest {
     pub security: Security,
     /// Overrides the image's; `None` means it does not.
     pub stop_signal: Option<i32>,
+    /// Of a container of the command line: what it is made of is kept elsewhere. `None` for one of the CRI.
+    pub kept: Option<Box<Kept>>,
+}
+
+/// What a container of the command line is made of, and what it has that one of the CRI has not. Its snapshot is there
+/// before it and stays after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// Its image, which may have lost its names.
+    pub image: ImageView,
+    /// Layers from the base up.
+    pub layers: Vec<pinnace_store::DiffId>,
+    /// How it is run: the image's configuration with the container's own in it.
+    pub config: Option<oci_spec::image::Config>,
+    /// In place of the configuration's, by kind.
+    pub rlimits: Vec<oci_spec::runtime::PosixRlimit>,
+    /// Most processes; 0 and below is unlimited.
+    pub pids: i64,
+    /// Further mounts that have no path of the host as source.
+    pub mounts: Vec<oci_spec::runtime::Mount>,
 }
 
 /// A bind mount.

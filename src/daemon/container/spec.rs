@@ -105,7 +105,7 @@ pub fn build(
         process.set_terminal(Some(request.tty));
         process.set_no_new_privileges(Some(security.no_new_privileges));
         process.set_capabilities(Some(chosen));
-        process.set_rlimits(Some(rlimits(node)?));
+        process.set_rlimits(Some(merged_rlimits(rlimits(node)?, request)));
         process.set_oom_score_adj(i32::try_from(request.resources.oom_score_adj).ok());
         process.set_apparmor_profile(apparmor(node, security)?);
     }
@@ -129,7 +129,10 @@ pub fn build(
             linux.resources().as_ref().and_then(|given| given.devices().clone()).unwrap_or_default();
         allowed.extend(rules);
         resources.set_devices(Some(allowed));
-        resources.set_pids(pids(node));
+        resources.set_pids(match &request.kept {
+            Some(kept) => pids_limit(kept.pids),
+            None => pids(node),
+        });
         linux.set_resources(Some(resources));
         if let Some(propagation) = rootfs_propagation(&request.mounts) {
             linux.set_rootfs_propagation(Some(propagation.to_owned()));
@@ -225,6 +228,7 @@ fn all_mounts(
             .iter()
             .map(|volume| mounts::bind(&volume.destination, &volume.source, &["rbind", "rprivate", "rw"])),
     );
+    defaults.extend(request.kept.iter().flat_map(|kept| kept.mounts.iter().cloned()));
     let requested = request
         .mounts
         .iter()
@@ -334,6 +338,20 @@ fn parse_profile(
 ) -> Result<LinuxSeccomp, Error> {
     pinnace_seccomp::localhost::parse(bytes, capabilities, node.kernel)
         .within(|| format!("seccomp profile {}", path.display()))
+}
+
+/// Those of the configuration, and the request's own in their place.
+fn merged_rlimits(mut limits: Vec<PosixRlimit>, request: &ContainerRequest) -> Vec<PosixRlimit> {
+    for own in request.kept.iter().flat_map(|kept| &kept.rlimits) {
+        limits.retain(|limit| limit.typ() != own.typ());
+        limits.push(*own);
+    }
+    limits
+}
+
+/// A limit of processes; 0 and below is none.
+pub fn pids_limit(most: i64) -> Option<LinuxPids> {
+    (most > 0).then(|| LinuxPidsBuilder::default().limit(most).build().ok()).flatten()
 }
 
 /// Limits of the configuration, as far as this process may grant them.

@@ -12,8 +12,10 @@ use pinnace_launcher::plan::LaunchPlan;
 use pinnace_launcher::protocol::{ContainerRef, Launch, Launched, Reply, Request};
 use pinnace_spec::lower::{CgroupJoin, Context, Log, MissingSource, PodNamespaces, Source, Stdio};
 use pinnace_spec::process::Host;
-use pinnace_store::MountOptions;
+use pinnace_store::{MountOptions, Persistence};
 
+use super::attach::{Attachment, Wanted};
+use super::exec::Streams;
 use super::record::{Exit, Status};
 use super::spec::{PodPaths, target_path};
 use super::{Container, exit, volumes};
@@ -29,29 +31,36 @@ use crate::table::lock;
 /// Starts a container that was created.
 pub async fn start(node: &Node, id: &str) -> Result<(), Error> {
     let container = node.container(id)?;
-    node.mutation(|node| async move {
-        let _turn = container.operation.lock().await;
-        let what = format!("start container {}", container.id);
-        begin(&container).within(|| what.clone())?;
-        match launch(&node, &container).await {
-            Ok(launched) => {
-                container.change(|record| {
-                    // An exit that was told first stays.
-                    if record.status == Status::Starting {
-                        record.status =
-                            Status::Running { pid: launched.pid, started_at_ns: launched.started_at_ns };
-                    }
-                })?;
-                tracing::info!(container_id = %container.id, pid = launched.pid, "container started");
-                Ok(())
-            }
-            Err(error) => {
-                failed(&node, &container, &error).await;
-                Err(error.within(what))
-            }
+    node.mutation(|node| async move { start_container(&node, &container, None).await.map(drop) }).await
+}
+
+/// The same for a container at hand. With `wanted` its streams are joined before its program is executed, so that nothing
+/// of its output is missed.
+pub(crate) async fn start_container(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    wanted: Option<Wanted>,
+) -> Result<Option<(Attachment, Streams)>, Error> {
+    let _turn = container.operation.lock().await;
+    let what = format!("start container {}", container.id);
+    begin(container).within(|| what.clone())?;
+    match launch(node, container, wanted).await {
+        Ok((launched, joined)) => {
+            container.change(|record| {
+                // An exit that was told first stays.
+                if record.status == Status::Starting {
+                    record.status =
+                        Status::Running { pid: launched.pid, started_at_ns: launched.started_at_ns };
+                }
+            })?;
+            tracing::info!(container_id = %container.id, pid = launched.pid, "container started");
+            Ok(joined)
         }
-    })
-    .await
+        Err(error) => {
+            failed(node, container, &error).await;
+            Err(error.within(what))
+        }
+    }
 }
 
 fn begin(container: &Container) -> Result<(), Error> {
@@ -68,7 +77,11 @@ fn begin(container: &Container) -> Result<(), Error> {
     })
 }
 
-async fn launch(node: &Arc<Node>, container: &Arc<Container>) -> Result<Launched, Error> {
+async fn launch(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    wanted: Option<Wanted>,
+) -> Result<(Launched, Option<(Attachment, Streams)>), Error> {
     if container.sandbox.closing.load(Ordering::SeqCst) {
         return Err(Error::State {
             subject: format!("sandbox {}", container.sandbox.id),
@@ -79,24 +92,46 @@ async fn launch(node: &Arc<Node>, container: &Arc<Container>) -> Result<Launched
     let monitor =
         container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
     let planned = Arc::clone(container);
-    let Planned { plan, descriptors, scope } =
+    let Planned { mut plan, descriptors, scope } =
         node.blocking(move |node| node.with_host(|host| plan(node, &planned, host))).await?;
+    plan.hold |= wanted.is_some();
+    let held = plan.hold;
     let request = Launch { container_id: container.id.to_string(), plan: Some(plan) };
-    let begun = launched(&monitor, Request::Launch(request), &descriptors, container).await?;
-    let Some(scope) = scope else { return Ok(begun) };
+    let born = launched(&monitor, Request::Launch(request), &descriptors, container).await?;
     drop(descriptors);
-    let started = match adopt(node, container, scope, begun.pid).await {
-        Ok(()) => {
-            let start = Request::Start(ContainerRef { container_id: container.id.to_string() });
-            launched(&monitor, start, &[], container).await
-        }
-        Err(error) => Err(error),
-    };
+    if !held {
+        return Ok((born, None));
+    }
+    let started = Box::pin(release(node, container, &monitor, scope, wanted, born.pid)).await;
     if started.is_err() {
         // It may still be held.
         exit::kill(node, container).await;
     }
     started
+}
+
+/// What is to be done before the program of a held process is executed: the scope, and who wants its streams.
+async fn release(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    monitor: &Monitor,
+    scope: Option<(Cgroup, LinuxResources)>,
+    wanted: Option<Wanted>,
+    pid: i32,
+) -> Result<(Launched, Option<(Attachment, Streams)>), Error> {
+    if let Some(scope) = scope {
+        adopt(node, container, scope, pid).await?;
+    }
+    let mut joined = None;
+    if let Some(wanted) = wanted {
+        let (attachment, streams) = Attachment::join_held(node, Arc::clone(container), wanted).await?;
+        if let Some((rows, columns)) = wanted.size.filter(|_| attachment.terminal) {
+            attachment.window().resize(rows, columns).await;
+        }
+        joined = Some((attachment, streams));
+    }
+    let request = Request::Start(ContainerRef { container_id: container.id.to_string() });
+    Ok((launched(monitor, request, &[], container).await?, joined))
 }
 
 /// Makes the cgroup of a held process systemd's scope, and its limits exactly what they were.
@@ -143,7 +178,11 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<Planned, E
         None => {
             let user_namespace = user_namespace.as_ref().map(|namespace| namespace.as_fd());
             let selinux_context = record.file_label.as_deref();
-            let options = MountOptions { user_namespace, selinux_context, ..MountOptions::default() };
+            let persistence = match &container.sandbox.config.local {
+                Some(_) => Persistence::Durable,
+                None => Persistence::Volatile,
+            };
+            let options = MountOptions { persistence, user_namespace, selinux_context, ..MountOptions::default() };
             node.store.mount(container.id.as_str(), &options)?
         }
     };

@@ -124,7 +124,8 @@ async fn kill(node: &Arc<Node>, container: &Arc<Container>) {
     }
 }
 
-async fn send(container: &Container, signal: i32) -> Result<(), Error> {
+/// Sends a signal to its first process.
+pub(crate) async fn send(container: &Container, signal: i32) -> Result<(), Error> {
     let monitor =
         container.sandbox.monitor().ok_or_else(|| Error::MonitorGone(container.sandbox.id.clone()))?;
     let request = Signal { container_id: container.id.to_string(), signal, ..Signal::default() };

@@ -120,7 +120,8 @@ fn score(node: &Node, cgroup: &Cgroup, value: i64) -> Result<(), Error> {
     Ok(())
 }
 
-fn merge(mut old: Resources, new: Resources) -> Resources {
+/// What is set in `new` over what was; 0 and empty leave it.
+pub(crate) fn merge(mut old: Resources, new: Resources) -> Resources {
     let number = |old: &mut i64, new: i64| {
         if new != 0 {
             *old = new;

@@ -80,7 +80,12 @@ pub fn make(
 }
 
 /// Copies what the image has at `destination`; without that the volume is an empty directory of root's, mode 0755.
-fn fill(rootfs: BorrowedFd<'_>, destination: &Path, source: &Path, owner: (u32, u32)) -> Result<(), Error> {
+pub(crate) fn fill(
+    rootfs: BorrowedFd<'_>,
+    destination: &Path,
+    source: &Path,
+    owner: (u32, u32),
+) -> Result<(), Error> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |errno: Errno| Error::io("fill the image's volume", path)(errno.into())

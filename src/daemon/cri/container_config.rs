@@ -49,6 +49,7 @@ pub fn parse(config: v1::ContainerConfig) -> Result<ContainerRequest, Error> {
         tty: config.tty,
         resources: resources("config.linux.resources", linux.resources.unwrap_or_default())?,
         security: security::parse(linux.security_context.unwrap_or_default())?,
+        kept: None,
         stop_signal: signal::number(config.stop_signal)?,
     })
 }

@@ -41,6 +41,14 @@ pub async fn remove(node: &Node, request: v1::RemoveImageRequest) -> Result<v1::
                         hint: "an image that is a volume can be removed after its containers".to_owned(),
                     });
                 }
+                if let Some(user) = node.local.user_of_image(&record.id.to_string()) {
+                    return Err(Error::State {
+                        subject: format!("image {}", record.id),
+                        state: format!("the image of container {}", user.record().name),
+                        hint: "that container is of the command line; remove it first (pinnace rm)"
+                            .to_owned(),
+                    });
+                }
                 node.store.remove_image(&record.id)?;
             }
             Ok(())
@@ -79,7 +87,8 @@ fn message(node: &Node, record: &ImageRecord) -> v1::Image {
         },
         username: if uid.is_none() { user.to_owned() } else { String::new() },
         spec: Some(v1::ImageSpec { image: record.id.to_string(), ..Default::default() }),
-        pinned: pinned || record.pinned,
+        // What a container of the command line is made of is not for the kubelet to collect.
+        pinned: pinned || record.pinned || node.local.user_of_image(&record.id.to_string()).is_some(),
     }
 }
 

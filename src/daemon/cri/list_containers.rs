@@ -17,9 +17,9 @@ pub fn list(node: &Node, filter: &v1::ContainerFilter) -> Vec<v1::Container> {
 /// The containers that match.
 pub fn select(node: &Node, filter: &v1::ContainerFilter) -> Vec<Arc<Container>> {
     let mut candidates = match filter.id.as_str() {
-        "" => node.containers.all(),
+        "" => node.pod_containers(),
         // An ambiguous prefix selects nothing, as in the peers.
-        prefix => node.containers.find(prefix).into_iter().collect(),
+        prefix => node.container(prefix).into_iter().collect(),
     };
     let wanted = filter.state.as_ref().map(|value| value.state);
     candidates.retain(|container| {

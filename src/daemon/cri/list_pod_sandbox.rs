@@ -17,9 +17,9 @@ pub fn list(node: &Node, filter: &v1::PodSandboxFilter) -> Vec<v1::PodSandbox> {
 /// The sandboxes that match.
 pub fn select(node: &Node, filter: &v1::PodSandboxFilter) -> Vec<Arc<Sandbox>> {
     let mut candidates = match filter.id.as_str() {
-        "" => node.sandboxes.all(),
+        "" => node.pods(),
         // An ambiguous prefix selects nothing, as in the peers.
-        prefix => node.sandboxes.find(prefix).into_iter().collect(),
+        prefix => node.sandbox(prefix).into_iter().collect(),
     };
     let wanted = filter.state.as_ref().map(|value| value.state);
     candidates.retain(|sandbox| {

@@ -125,7 +125,7 @@ pub async fn pods(node: &Node) -> Result<Vec<v1::PodSandboxMetrics>, Error> {
                 container_metrics: sample.containers.iter().filter_map(of_container).collect(),
             }
         };
-        Ok(node.sandboxes.all().iter().map(pod).collect())
+        Ok(node.pods().iter().map(pod).collect())
     })
     .await
 }

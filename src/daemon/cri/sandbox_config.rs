@@ -75,6 +75,7 @@ pub fn parse(config: Option<v1::PodSandboxConfig>, runtime_handler: String) -> R
         runtime_handler,
         overhead: limits("overhead", linux.overhead)?,
         resources: limits("resources", linux.resources)?,
+        local: None,
     })
 }
 

@@ -59,6 +59,8 @@ pub enum Lease {
     BuiltIn(Arc<Network>, Netns),
     /// That of a CNI configuration.
     Cni(Box<Joining>),
+    /// None: nothing but loopback.
+    Isolated(Netns),
 }
 
 /// What ADD needs.
@@ -74,7 +76,7 @@ impl Lease {
     /// The namespace.
     pub fn fd(&self) -> BorrowedFd<'_> {
         match self {
-            Lease::BuiltIn(_, netns) => netns.fd(),
+            Lease::BuiltIn(_, netns) | Lease::Isolated(netns) => netns.fd(),
             Lease::Cni(joining) => joining.netns.fd(),
         }
     }
@@ -154,6 +156,10 @@ impl PodNetworks {
         config: &SandboxConfig,
         made: Option<OwnedFd>,
     ) -> Result<Lease, Error> {
+        if config.local.as_ref().is_some_and(|local| local.isolated) {
+            let netns = Netns::create(Ipv6::AsItComes).map_err(pinnace_network::NetworkError::from)?;
+            return Ok(Lease::Isolated(netns));
+        }
         self.refresh();
         if let Some(built_in) = self.chosen_built_in() {
             let netns = match made {
@@ -286,6 +292,7 @@ pub async fn connect(node: &Node, sandbox: &Arc<Sandbox>, lease: Option<Lease>) 
         Some(Lease::Cni(joining)) if node.network.cni.is_native(&joining.list) => {
             return Box::pin(node.network.add(*joining)).await;
         }
+        Some(Lease::Isolated(_)) => return Ok(Connected::Whole(SandboxNetwork::Detached)),
         Some(Lease::Cni(joining)) => return Ok(Connected::Waiting(joining)),
         Some(Lease::BuiltIn(built_in, netns)) => (built_in, netns),
     };

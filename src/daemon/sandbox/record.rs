@@ -102,6 +102,18 @@ pub struct SandboxConfig {
     /// The pod's size as the kubelet said last; likewise.
     #[serde(default)]
     pub resources: Option<Resources>,
+    /// Of a container of the command line, which the CRI does not show; `None` is a pod of the CRI.
+    #[serde(default)]
+    pub local: Option<LocalPod>,
+}
+
+/// What the pod of a container of the command line has that one of the CRI has not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPod {
+    /// A network namespace with nothing but loopback.
+    pub isolated: bool,
+    /// Size of `/dev/shm`.
+    pub shm_bytes: u64,
 }
 
 /// A sandbox's network, as attached.
@@ -115,6 +127,32 @@ pub enum SandboxNetwork {
     Cni(crate::network::CniAttachment),
     /// Not attached: either not yet, or no more.
     Detached,
+}
+
+impl SandboxNetwork {
+    /// Its addresses, the primary one first.
+    pub fn addresses(&self) -> Vec<std::net::IpAddr> {
+        match self {
+            Self::Attached(attachment) => {
+                attachment.addresses.iter().map(|address| address.cidr.address()).collect()
+            }
+            Self::Cni(attachment) => attachment.ips().collect(),
+            Self::Host | Self::Detached => Vec::new(),
+        }
+    }
+
+    /// Where packets to everywhere else go, as far as it is known.
+    pub fn gateways(&self) -> Vec<std::net::IpAddr> {
+        match self {
+            Self::Attached(attachment) => {
+                attachment.addresses.iter().map(|address| address.gateway).collect()
+            }
+            Self::Cni(attachment) => {
+                attachment.addresses.iter().filter_map(|address| address.gateway).collect()
+            }
+            Self::Host | Self::Detached => Vec::new(),
+        }
+    }
 }
 
 /// The record on disk. `ready` false with everything undone is a stopped sandbox.

@@ -29,7 +29,8 @@ pub async fn remove(node: &Node, id: &str) -> Result<(), Error> {
     .await
 }
 
-async fn remove_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+/// The same within a turn that the caller has.
+pub(crate) async fn remove_sandbox(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
     stop_sandbox(node, sandbox).await?;
     let removals = node.containers_of(&sandbox.id).into_iter().map(|container| {
         let node = Arc::clone(node);

@@ -43,7 +43,7 @@ pub async fn run(node: &Node, mut config: SandboxConfig) -> Result<SandboxId, Er
         config.hostname = rustix::system::uname().nodename().to_string_lossy().into_owned();
     }
     let what = format!("run sandbox {}", config.name);
-    let operation = start(node.shared()?, config.clone());
+    let operation = start(node.shared()?, SandboxId::random(), config.clone());
     let id = node.sandbox_runs.run(config.name, operation).await.within(|| what)?;
     if let Some(sandbox) = node.sandboxes.exact(id.as_str()) {
         sandbox.delivered.store(true, Ordering::Relaxed);
@@ -51,8 +51,17 @@ pub async fn run(node: &Node, mut config: SandboxConfig) -> Result<SandboxId, Er
     Ok(id)
 }
 
-async fn start(node: Arc<Node>, config: SandboxConfig) -> Result<SandboxId, Error> {
-    let id = SandboxId::random();
+/// Runs a sandbox under an id of the caller's choice.
+pub(crate) async fn run_as(node: &Arc<Node>, id: SandboxId, config: SandboxConfig) -> Result<(), Error> {
+    let what = format!("run sandbox {}", config.name);
+    Box::pin(start(Arc::clone(node), id.clone(), config)).await.within(|| what)?;
+    if let Some(sandbox) = node.sandboxes.exact(id.as_str()) {
+        sandbox.delivered.store(true, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+async fn start(node: Arc<Node>, id: SandboxId, config: SandboxConfig) -> Result<SandboxId, Error> {
     if let Err(holder) = node.sandboxes.reserve(&config.name, id.as_str()) {
         return taken(&node, &config, &holder);
     }
@@ -132,7 +141,8 @@ async fn assemble(
             prepare(&directory, &record)?;
             let mut descriptors = vec![open_directory(&directory)?];
             descriptors.extend(lease.as_ref().map(|lease| duplicate(lease.fd())).transpose()?);
-            let sandbox = Sandbox::new(record, directory, node.events.clone());
+            let events = node.events_of(&record.config);
+            let sandbox = Sandbox::new(record, directory, events);
             if let Some(made) = owned {
                 descriptors.push(duplicate(made.user.as_fd())?);
                 descriptors.extend(made.ipc);
@@ -243,7 +253,7 @@ fn setup(node: &Node, id: &SandboxId, config: &SandboxConfig) -> Result<Setup, E
         network,
         ipc: owned.ipc,
         hostname: config.hostname.clone(),
-        shm_bytes: node.config.container.shm_size,
+        shm_bytes: config.local.as_ref().map_or(node.config.container.shm_size, |local| local.shm_bytes),
         sysctls: sysctls(defaults.chain(given), owned)?,
         share_pid: config.namespaces.pid == NamespaceMode::Pod,
         cgroup: None,

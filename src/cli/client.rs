@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use hyper_util::rt::TokioIo;
+use pinnace_admin_api::v1::containers_client::ContainersClient;
 use pinnace_admin_api::v1::images_client::ImagesClient;
 use pinnace_admin_api::v1::system_client::SystemClient;
+use pinnace_admin_api::v1::volumes_client::VolumesClient;
 use pinnace_cri_api::MESSAGE_BYTES_MAX;
 use pinnace_cri_api::v1::image_service_client::ImageServiceClient;
 use pinnace_cri_api::v1::runtime_service_client::RuntimeServiceClient;
@@ -33,6 +35,10 @@ pub struct Client {
     pub admin_images: ImagesClient<Channel>,
     /// The node as a whole.
     pub admin_system: SystemClient<Channel>,
+    /// Containers of the command line.
+    pub containers: ContainersClient<Channel>,
+    /// Volumes.
+    pub volumes: VolumesClient<Channel>,
 }
 
 impl Client {
@@ -53,7 +59,9 @@ impl Client {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             admin_system: SystemClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
-            admin_images: ImagesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            admin_images: ImagesClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            containers: ContainersClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            volumes: VolumesClient::new(channel),
         })
     }
 }

@@ -9,7 +9,7 @@ use pinnace_admin_api::v1::{ExplainRequest, ExplainResponse};
 use crate::archives::{Import, Load, Save};
 use crate::client::{Client, Target, refusal};
 use crate::images::{History, Images, Prune, Rmi, Tag, Tree};
-use crate::inspect::Inspect;
+use crate::inspect::{Inspect, Kind};
 use crate::pull::Pull;
 use crate::push::Push;
 
@@ -65,7 +65,7 @@ impl Image {
             Self::Push(push) => push.run().await,
             Self::Tag(tag) => tag.run().await,
             Self::Rm(rmi) => rmi.run().await,
-            Self::Inspect(inspect) => inspect.of_images().run().await,
+            Self::Inspect(inspect) => inspect.of(Kind::Image).run().await,
             Self::History(history) => history.run().await,
             Self::Save(save) => save.run().await,
             Self::Load(load) => load.run().await,

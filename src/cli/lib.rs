@@ -6,11 +6,14 @@
 
 mod archives;
 mod client;
+mod container;
+mod exit;
 mod human;
 mod image;
 mod images;
 mod info;
 mod inspect;
+mod manual;
 mod pull;
 mod push;
 mod quickstart;
@@ -26,9 +29,12 @@ use anyhow::{Context as _, bail};
 
 pub use archives::{Import, Load, Save};
 pub use client::Target;
+pub use container::{Group, Verbs, Volume};
+pub use exit::Exit;
 pub use image::Image;
 pub use images::{History, Images, Rmi, Tag};
 pub use inspect::Inspect;
+pub use manual::{Completion, Man};
 pub use pull::Pull;
 pub use push::Push;
 pub use quickstart::Quickstart;
@@ -68,6 +74,19 @@ pub enum Verb {
     /// The node: its disk, its state
     #[command(subcommand)]
     System(System),
+    /// What docker has for containers
+    #[command(flatten)]
+    Verbs(Verbs),
+    /// Containers: all of their verbs, and prune
+    #[command(subcommand)]
+    Container(Group),
+    /// Volumes
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Print a script that completes commands in a shell
+    Completion(Completion),
+    /// Write manual pages
+    Man(Man),
     /// Run a container from nothing: private daemon, image of this program, pod, page, log, exec, clean-up
     Quickstart(Quickstart),
     /// What runs in the container of `quickstart`
@@ -76,8 +95,8 @@ pub enum Verb {
 }
 
 impl Verb {
-    /// Does it.
-    pub fn run(self) -> anyhow::Result<()> {
+    /// Does it; `command` is the whole program's, for what is generated from it.
+    pub fn run(self, command: impl FnOnce() -> clap::Command) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let result = runtime.block_on(async {
             match self {
@@ -95,6 +114,11 @@ impl Verb {
                 Verb::Import(import) => import.run().await,
                 Verb::Image(image) => image.run().await,
                 Verb::System(system) => system.run().await,
+                Verb::Verbs(verbs) => Box::pin(verbs.run()).await,
+                Verb::Container(group) => Box::pin(group.run()).await,
+                Verb::Volume(volume) => volume.run().await,
+                Verb::Completion(completion) => completion.run(command()),
+                Verb::Man(man) => man.run(command()),
                 Verb::Quickstart(quickstart) => quickstart.run().await,
                 Verb::QuickstartInside(inside) => inside.run().await,
             }

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use anyhow::bail;
 use clap::Args;
 use pinnace_admin_api::v1::pull_event::Event;
-use pinnace_admin_api::v1::{LayerPhase, PullProgress, PullRequest};
+use pinnace_admin_api::v1::{LayerPhase, PullProgress, PullRequest, PulledImage};
 
 use crate::client::{Client, Target, refusal};
 
@@ -32,37 +32,37 @@ impl Pull {
     /// Does it.
     pub async fn run(self) -> anyhow::Result<()> {
         let mut client = Client::connect(&self.target.socket).await?;
-        let request = PullRequest { image: self.image };
-        let mut events = client.admin_images.pull(request).await.map_err(refusal("pull"))?.into_inner();
-        let mut bars = Bars::new(!self.quiet && io::stderr().is_terminal());
-        loop {
-            let event = match events.message().await {
-                Ok(event) => event.and_then(|event| event.event),
-                Err(status) => {
-                    bars.clear()?;
-                    return Err(refusal("pull")(status));
+        let image = fetch(&mut client, &self.image, self.quiet).await?;
+        Ok(writeln!(io::stdout(), "{}", image.id)?)
+    }
+}
+
+/// Pulls an image and shows how far it is, on standard error.
+pub async fn fetch(client: &mut Client, image: &str, quiet: bool) -> anyhow::Result<PulledImage> {
+    let request = PullRequest { image: image.to_owned() };
+    let mut events = client.admin_images.pull(request).await.map_err(refusal("pull"))?.into_inner();
+    let mut bars = Bars::new(!quiet && io::stderr().is_terminal());
+    loop {
+        let event = match events.message().await {
+            Ok(event) => event.and_then(|event| event.event),
+            Err(status) => {
+                bars.clear()?;
+                return Err(refusal("pull")(status));
+            }
+        };
+        match event {
+            Some(Event::Progress(progress)) => bars.draw(&progress)?,
+            Some(Event::Image(image)) => {
+                bars.clear()?;
+                if !quiet {
+                    let fetched = size(image.fetched_bytes);
+                    writeln!(io::stderr(), "{} ({fetched} fetched)\n{}", image.reference, image.repo_digest)?;
                 }
-            };
-            match event {
-                Some(Event::Progress(progress)) => bars.draw(&progress)?,
-                Some(Event::Image(image)) => {
-                    bars.clear()?;
-                    if !self.quiet {
-                        let fetched = size(image.fetched_bytes);
-                        writeln!(
-                            io::stderr(),
-                            "{} ({fetched} fetched)\n{}",
-                            image.reference,
-                            image.repo_digest
-                        )?;
-                    }
-                    writeln!(io::stdout(), "{}", image.id)?;
-                    return Ok(());
-                }
-                None => {
-                    bars.clear()?;
-                    bail!("pull: the daemon ended it without a result");
-                }
+                return Ok(image);
+            }
+            None => {
+                bars.clear()?;
+                bail!("pull: the daemon ended it without a result");
             }
         }
     }

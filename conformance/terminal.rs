@@ -94,6 +94,22 @@ impl Interactive {
         self.text()
     }
 
+    /// Reads until it has said a text after the first so many bytes; how many bytes lead to the end of that text.
+    pub async fn after(&mut self, from: usize, text: &str) -> usize {
+        loop {
+            let new = self.said.get(from..).unwrap_or_default();
+            if let Some(at) = new.windows(text.len()).position(|window| window == text.as_bytes()) {
+                return from + at + text.len();
+            }
+            assert!(self.read().await, "ended before it said {text:?}: {}", self.text());
+        }
+    }
+
+    /// What it has said between two such numbers.
+    pub fn between(&self, from: usize, to: usize) -> String {
+        String::from_utf8_lossy(self.said.get(from..to).unwrap_or_default()).into_owned()
+    }
+
     /// Reads until it ends; everything that it has said, and how it ended.
     pub async fn finish(mut self) -> (String, ExitStatus) {
         while self.read().await {}

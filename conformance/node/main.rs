@@ -19,6 +19,7 @@ mod hung;
 mod image_status;
 mod images;
 mod lifecycle;
+mod local;
 mod logs;
 mod mounts;
 mod network;

@@ -1,7 +1,7 @@
 //! Containers of the command line: the program's verbs on a real daemon. What a person types is in the tutorial; here are
 //! the flags, and what is true after a crash.
 
-use std::process::Output;
+use std::process::{Command, Output};
 
 use pinnace_conformance::node::Node;
 
@@ -24,11 +24,15 @@ async fn fails(node: &Node, line: &str, code: i32) -> String {
 
 /// Runs a shell line in the world where `pinnace` is the program.
 async fn run(node: &Node, line: &str) -> Output {
+    tokio::process::Command::from(command(node, line)).kill_on_drop(true).output().await.unwrap()
+}
+
+fn command(node: &Node, line: &str) -> Command {
     let program = pinnace_conformance::daemon::program().display();
     let mut command = node.world.command("sh");
     command.args(["-c", &format!("pinnace() {{ {program} \"$@\"; }}; {line}")]);
     command.env("PINNACE_SOCKET", &node.daemon.socket);
-    tokio::process::Command::from(command).kill_on_drop(true).output().await.unwrap()
+    command
 }
 
 #[tokio::test]
@@ -99,8 +103,12 @@ async fn limits_are_set_and_changed() {
         let v2_only = node.world.is_cgroup_v2();
         let dir =
             node.world.cgroups().iter().find(|cgroup| v2_only || cgroup.v1_options.contains(controller));
-        let find = format!("find {} -name '*{container}*' -type d", dir.unwrap().dir.display());
-        let dir = node.world.sh(&find).lines().next().unwrap().to_owned();
+        let found = std::process::Command::new("find")
+            .arg(&dir.unwrap().dir)
+            .args(["-type", "d", "-name", &format!("*{container}*")])
+            .output()
+            .unwrap();
+        let dir = String::from_utf8(found.stdout).unwrap().lines().next().unwrap().to_owned();
         std::fs::read_to_string(format!("{dir}/{}", if v2_only { v2 } else { v1 })).unwrap().trim().to_owned()
     };
     assert_eq!(file("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
@@ -216,11 +224,11 @@ async fn a_daemon_that_is_killed_at_any_moment_leaves_whole_containers() {
             "for n in 1 2 3 4 5 6; do pinnace run -d --name r{round}n$n {image} sleep 1000; done; \
              pinnace rm -f r{round}n1 r{round}n2"
         );
-        let working = run(&node, &line);
-        let kill = tokio::time::sleep(std::time::Duration::from_millis(40 + 70 * round));
-        tokio::select! { _ = working => {}, () = kill => {} }
+        let mut working = tokio::process::Command::from(command(&node, &line)).spawn().unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(40 + 70 * round)).await;
         node.daemon.kill();
         node.restart();
+        working.wait().await.unwrap();
         let listed = ok(&node, "pinnace ps -a --format '{{.Names}} {{.State}}'").await;
         for line in listed.lines() {
             let (name, state) = line.split_once(' ').unwrap();

@@ -248,3 +248,31 @@ async fn a_daemon_that_is_killed_at_any_moment_leaves_whole_containers() {
     ));
     assert_eq!(left.lines().filter(|line| line.len() == 64).count(), 0, "{left}");
 }
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_while_it_commits_leaves_a_clean_store() {
+    let Some(mut node) = Node::start() else { return };
+    node.image("busybox").await;
+    let image = node.push("busybox");
+    let fill = "sh -c 'for n in $(seq 400); do head -c 100000 /dev/urandom > /f$n; done'";
+    ok(&node, &format!("pinnace run --name full {image} {fill}")).await;
+    for round in 0..5_u64 {
+        let mut working =
+            tokio::process::Command::from(command(&node, "pinnace commit full made:1")).spawn().unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(15 + 45 * round)).await;
+        node.daemon.kill();
+        node.restart();
+        working.wait().await.unwrap();
+        // Either there is an image, and it is whole, or nothing is left of it.
+        let listed = ok(&node, "pinnace images -q made:1").await;
+        if !listed.trim().is_empty() {
+            assert_eq!(ok(&node, "pinnace run --rm made:1 sh -c 'ls /f* | wc -l'").await.trim(), "400");
+            ok(&node, "pinnace rmi made:1").await;
+        }
+        let checked = ok(&node, "pinnace system fsck").await;
+        assert!(!checked.contains("damaged"), "{checked}");
+    }
+    let layers = node.world.sh(&format!("ls {}/store/layers | wc -l", node.daemon.root.display()));
+    assert_eq!(layers.trim(), "1", "only the image's own layer is left");
+    ok(&node, "pinnace commit full made:1 && pinnace run --rm made:1 test -e /f400 && pinnace rm full").await;
+}

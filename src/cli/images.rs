@@ -130,14 +130,23 @@ impl Images {
 
 /// A line for each value, under a head if the template asks for one.
 pub fn formatted(template: &Template, values: impl Iterator<Item = Value>) -> anyhow::Result<String> {
+    formatted_as(template, values, |name| match name {
+        "ID" => "IMAGE ID".to_owned(),
+        "CreatedSince" => "CREATED".to_owned(),
+        "CreatedAt" => "CREATED AT".to_owned(),
+        name => name.to_uppercase(),
+    })
+}
+
+/// The same with other words for the fields in the head.
+pub fn formatted_as(
+    template: &Template,
+    values: impl Iterator<Item = Value>,
+    head: impl Fn(&str) -> String,
+) -> anyhow::Result<String> {
     let mut lines: Vec<String> = Vec::new();
     if template.table {
-        lines.push(template.head(|name| match name {
-            "ID" => "IMAGE ID".to_owned(),
-            "CreatedSince" => "CREATED".to_owned(),
-            "CreatedAt" => "CREATED AT".to_owned(),
-            name => name.to_uppercase(),
-        }));
+        lines.push(template.head(head));
     }
     for value in values {
         lines.push(template.text(&value)?);

@@ -121,7 +121,7 @@ impl Prune {
             answer.removed.iter().for_each(|id| text.push_str(&format!("{id}\n")));
             text.push('\n');
         }
-        text.push_str(&format!("Total reclaimed space: {}\n", human::size(answer.reclaimed_bytes)));
+        text.push_str(&format!("Total reclaimed space: {}\n", crate::human::size(answer.reclaimed_bytes)));
         Ok(io::stdout().write_all(text.as_bytes())?)
     }
 }

@@ -121,7 +121,12 @@ impl Cp {
         writing.await??;
         let bytes = unpacked?;
         if !self.quiet {
-            writeln!(io::stderr(), "Successfully copied {} to {}", human::size(bytes), self.destination)?;
+            writeln!(
+                io::stderr(),
+                "Successfully copied {} to {}",
+                crate::human::size(bytes),
+                self.destination
+            )?;
         }
         Ok(())
     }
@@ -196,7 +201,11 @@ impl Cp {
         .await?;
         if !self.quiet {
             let bytes = size.0.load(std::sync::atomic::Ordering::Relaxed);
-            writeln!(io::stderr(), "Successfully copied {} to {container}:{path}", human::size(bytes))?;
+            writeln!(
+                io::stderr(),
+                "Successfully copied {} to {container}:{path}",
+                crate::human::size(bytes)
+            )?;
         }
         Ok(())
     }

@@ -104,23 +104,9 @@ pub fn parse_time(text: &str) -> anyhow::Result<i64> {
     Ok(i64::try_from(parsed.as_nanosecond())?)
 }
 
-/// How long: docker's words.
+/// How long, in docker's words.
 pub fn duration(ns: i64) -> String {
-    let seconds = ns / 1_000_000_000;
-    let (minutes, hours) = (seconds / 60, (seconds + 1800) / 3600);
-    match seconds {
-        i64::MIN..1 => "Less than a second".to_owned(),
-        1 => "1 second".to_owned(),
-        2..60 => format!("{seconds} seconds"),
-        60..120 => "About a minute".to_owned(),
-        120..3600 => format!("{minutes} minutes"),
-        _ if hours == 1 => "About an hour".to_owned(),
-        _ if hours < 48 => format!("{hours} hours"),
-        _ if hours < 24 * 7 * 2 => format!("{} days", hours / 24),
-        _ if hours < 24 * 30 * 2 => format!("{} weeks", hours / 24 / 7),
-        _ if hours < 24 * 365 * 2 => format!("{} months", hours / 24 / 30),
-        _ => format!("{} years", hours / 24 / 365),
-    }
+    crate::human::duration(ns / 1_000_000_000)
 }
 
 /// How long ago.
@@ -128,17 +114,9 @@ pub fn ago(at_ns: i64) -> String {
     format!("{} ago", duration(now_ns().saturating_sub(at_ns)))
 }
 
-/// A size in units of 1000 with `precision` significant digits.
-pub fn size(bytes: u64) -> String {
-    scaled(bytes, 1000, &["B", "kB", "MB", "GB", "TB", "PB", "EB"])
-}
-
 /// A size in units of 1024.
 pub fn binary_size(bytes: u64) -> String {
-    scaled(bytes, 1024, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
-}
-
-fn scaled(bytes: u64, base: u64, units: &[&str]) -> String {
+    let (base, units) = (1024, ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"]);
     let mut unit = 1_u64;
     for name in units {
         if bytes / unit < base {
@@ -184,9 +162,6 @@ mod tests {
         }
         for wrong in ["", "m", "-1", "1x", "1.m"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
-        }
-        for (bytes, text) in [(0, "0B"), (999, "999B"), (1234, "1.234kB"), (77_800_000, "77.8MB")] {
-            assert_eq!(size(bytes), text);
         }
         assert_eq!(binary_size(3 << 19), "1.5MiB");
     }

@@ -7,9 +7,9 @@ use pinnace_admin_api::v1;
 use serde_json::{Value, json};
 
 use super::filters;
-use super::table::Table;
-use super::{human, template};
+use super::{format, human};
 use crate::client::{Client, Target, refusal};
+use crate::table::Table;
 
 /// Digits of an id that people see.
 const SHORT_ID: usize = 12;
@@ -70,7 +70,7 @@ impl Ps {
         }
         if let Some(format) = &self.format {
             let rows: Vec<_> = containers.iter().map(|container| self.value(container)).collect();
-            return template::print(format, &rows);
+            return format::print(format, &rows);
         }
         let mut titles = vec!["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"];
         titles.extend(self.size.then_some("SIZE"));
@@ -89,7 +89,7 @@ impl Ps {
             table.row(cells);
         }
         if self.no_trunc {
-            io::stdout().write_all(table.text(None).as_bytes())?;
+            io::stdout().write_all(table.within(None).as_bytes())?;
         } else {
             table.print()?;
         }
@@ -164,6 +164,7 @@ fn ports(ports: &[v1::PortSetting]) -> String {
 }
 
 fn size(container: &v1::ContainerSummary) -> String {
-    let (own, all) = (human::size(container.size_rw_bytes), human::size(container.size_root_bytes));
+    let (own, all) =
+        (crate::human::size(container.size_rw_bytes), crate::human::size(container.size_root_bytes));
     format!("{own} (virtual {all})")
 }

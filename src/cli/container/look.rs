@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use super::filters;
 use super::human;
-use super::table::Table;
-use super::template::Template;
 use crate::client::{Client, Target};
 use crate::exit::Exit;
+use crate::table::Table;
+use crate::template::Template;
 
 /// Flags of `top`.
 #[derive(Debug, Args)]
@@ -171,7 +171,7 @@ impl Events {
                 "timeNano": event.at_ns,
             });
             let line = match &template {
-                Some(template) => template.render(&value)?,
+                Some(template) => template.text(&value)?,
                 None if self.format.is_some() => value.to_string(),
                 None => {
                     let mut attributes: Vec<_> =

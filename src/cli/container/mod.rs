@@ -1,7 +1,9 @@
 //! Containers: docker's verbs over the admin API.
 
 mod change;
+mod commit;
 mod copy;
+mod format;
 mod human;
 mod life;
 mod list;
@@ -11,8 +13,6 @@ mod run;
 mod session;
 mod settings;
 mod stats;
-mod table;
-mod template;
 mod volume;
 
 use clap::{Args, Subcommand};
@@ -71,6 +71,8 @@ pub enum Verbs {
     Cp(copy::Cp),
     /// Write all files of a container as a tar archive
     Export(copy::Export),
+    /// Make an image of a container
+    Commit(commit::Commit),
     /// Show what happens to containers and volumes
     Events(look::Events),
 }
@@ -116,6 +118,7 @@ impl Verbs {
             Self::Diff(diff) => diff.run().await,
             Self::Cp(cp) => Box::pin(cp.run()).await,
             Self::Export(export) => export.run().await,
+            Self::Commit(commit) => commit.run().await,
             Self::Events(events) => events.run().await,
         }
     }

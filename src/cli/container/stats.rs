@@ -6,10 +6,10 @@ use clap::Args;
 use pinnace_admin_api::v1;
 use serde_json::{Value, json};
 
-use super::table::{Table, terminal_width};
-use super::{human, template};
+use super::{format, human};
 use crate::client::{Client, Target};
 use crate::exit::Exit;
+use crate::table::{Table, terminal_width};
 
 /// Flags of `stats`.
 #[derive(Debug, Args)]
@@ -56,17 +56,17 @@ impl Stats {
     fn print(&self, containers: &[v1::ContainerStats]) -> anyhow::Result<()> {
         let rows: Vec<_> = containers.iter().map(|container| self.value(container)).collect();
         if let Some(format) = &self.format {
-            return template::print(format, &rows);
+            return format::print(format, &rows);
         }
         let titles =
             ["CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS"];
         let mut table = Table::new(&titles);
         let keys = ["ID", "Name", "CPUPerc", "MemUsage", "MemPerc", "NetIO", "BlockIO", "PIDs"];
         for row in &rows {
-            table.row(keys.map(|key| row.get(key).map(template::shown).unwrap_or_default()));
+            table.row(keys.map(|key| row.get(key).map(cell).unwrap_or_default()));
         }
         let width = if self.no_trunc { None } else { terminal_width() };
-        Ok(io::stdout().write_all(table.text(width).as_bytes())?)
+        Ok(io::stdout().write_all(table.within(width).as_bytes())?)
     }
 
     fn value(&self, stats: &v1::ContainerStats) -> Value {
@@ -86,13 +86,17 @@ impl Stats {
                 human::binary_size(stats.memory_limit_bytes)
             ),
             "MemPerc": format!("{}.{:02}%", hundredths / 100, hundredths % 100),
-            "NetIO": format!("{} / {}", human::size(stats.net_received_bytes), human::size(stats.net_sent_bytes)),
+            "NetIO": format!("{} / {}", crate::human::size(stats.net_received_bytes), crate::human::size(stats.net_sent_bytes)),
             "BlockIO": format!(
                 "{} / {}",
-                human::size(stats.block_read_bytes),
-                human::size(stats.block_written_bytes)
+                crate::human::size(stats.block_read_bytes),
+                crate::human::size(stats.block_written_bytes)
             ),
             "PIDs": stats.pids,
         })
     }
+}
+
+fn cell(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned)
 }

@@ -6,13 +6,12 @@ use clap::{Args, Subcommand};
 use pinnace_admin_api::v1;
 use serde_json::json;
 
-use super::table::Table;
-use super::template;
-use super::human;
 use super::settings;
+use super::{format, human};
 use crate::client::{Client, Target};
 use crate::exit::Exit;
 use crate::inspect::{Inspect, Kind};
+use crate::table::Table;
 
 /// What a user can ask of volumes.
 #[derive(Debug, Subcommand)]
@@ -127,7 +126,7 @@ impl Ls {
             }
         }
         if let Some(format) = &self.format {
-            return template::print(format, &volumes.iter().map(value).collect::<Vec<_>>());
+            return format::print(format, &volumes.iter().map(value).collect::<Vec<_>>());
         }
         if self.quiet {
             for volume in &volumes {
@@ -190,7 +189,7 @@ impl Prune {
             answer.removed.iter().for_each(|name| text.push_str(&format!("{name}\n")));
             text.push('\n');
         }
-        text.push_str(&format!("Total reclaimed space: {}\n", human::size(answer.reclaimed_bytes)));
+        text.push_str(&format!("Total reclaimed space: {}\n", crate::human::size(answer.reclaimed_bytes)));
         Ok(io::stdout().write_all(text.as_bytes())?)
     }
 }

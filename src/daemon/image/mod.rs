@@ -38,10 +38,11 @@ pub fn familiar(name: &str) -> String {
 /// The containers made from an image, with whether they run.
 pub fn users(node: &Node, image: &ImageRecord) -> Vec<(String, bool)> {
     let id = image.id.to_string();
-    let containers = node.containers.all().into_iter().filter(|container| container.record().image.id == id);
-    containers
-        .map(|container| (container.id.to_string(), matches!(container.status(), Status::Running { .. })))
-        .collect()
+    let containers = node.pod_containers().into_iter().filter(|container| container.record().image.id == id);
+    let of_pods = containers
+        .map(|container| (container.id.to_string(), matches!(container.status(), Status::Running { .. })));
+    let local = node.local.containers.all().into_iter().filter(|local| local.with(|it| it.image_id == id));
+    of_pods.chain(local.map(|local| (local.record().name, local.state().is_alive()))).collect()
 }
 
 /// When an image was made, in seconds since the epoch; 0 if it does not say.

@@ -17,6 +17,7 @@
 //! what an earlier daemon, or the machine before its reboot, has left.
 
 pub mod archive;
+pub mod commit;
 pub mod create;
 pub mod diff;
 pub mod events;

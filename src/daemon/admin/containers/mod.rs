@@ -259,6 +259,15 @@ impl v1::containers_server::Containers for Containers {
         Ok(Response::new(copy::export(&self.node, &request.into_inner().container)?))
     }
 
+    async fn commit(&self, request: Request<v1::CommitRequest>) -> Answer<v1::CommitResponse> {
+        let v1::CommitRequest { container, reference, message, author, changes, pause } =
+            request.into_inner();
+        let local = self.find(&container)?;
+        let request = local::commit::Request { reference, message, author, changes, pause };
+        let image_id = Box::pin(local::commit::commit(&self.node, local, request)).await?;
+        Ok(Response::new(v1::CommitResponse { image_id }))
+    }
+
     async fn prune(
         &self,
         request: Request<v1::PruneContainersRequest>,

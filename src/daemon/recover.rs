@@ -215,7 +215,8 @@ async fn sweep(node: &Arc<Node>) -> Result<(), Error> {
     node.blocking(move |node| {
         for (key, _, _) in node.store.snapshots() {
             let owner = volumes::owner(&key);
-            if !containers.contains(owner) && !(owner == key && node.local.owns(owner)) {
+            let is_local = owner == key && node.local.owns(owner);
+            if !is_local && !containers.contains(owner) {
                 tracing::info!(snapshot = key, "removing a snapshot of nobody");
                 node.store.remove(&key)?;
             }

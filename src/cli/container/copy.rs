@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::human;
 use crate::client::{Client, Target};
 use crate::exit::Exit;
 
@@ -89,14 +88,14 @@ impl Cp {
     pub async fn run(self) -> anyhow::Result<()> {
         let mut client = Client::connect(&self.target.socket).await?;
         match (split(&self.source), split(&self.destination)) {
-            (Some((container, path)), None) => self.out_of(&mut client, container, path).await,
-            (None, Some((container, path))) => self.into_it(&mut client, container, path).await,
+            (Some((container, path)), None) => self.copy_out(&mut client, container, path).await,
+            (None, Some((container, path))) => self.copy_in(&mut client, container, path).await,
             (Some(_), Some(_)) => bail!("copying between containers is not supported: copy to here first"),
             (None, None) => bail!("say which container: CONTAINER:PATH must be one of the two"),
         }
     }
 
-    async fn out_of(&self, client: &mut Client, container: &str, path: &str) -> anyhow::Result<()> {
+    async fn copy_out(&self, client: &mut Client, container: &str, path: &str) -> anyhow::Result<()> {
         let request = v1::PathRequest {
             container: container.to_owned(),
             path: path.to_owned(),
@@ -131,7 +130,7 @@ impl Cp {
         Ok(())
     }
 
-    async fn into_it(&self, client: &mut Client, container: &str, path: &str) -> anyhow::Result<()> {
+    async fn copy_in(&self, client: &mut Client, container: &str, path: &str) -> anyhow::Result<()> {
         let stat = |path: String| v1::PathRequest { container: container.to_owned(), path, follow: true };
         let exists = match client.containers.stat_path(stat(path.to_owned())).await {
             Ok(found) => Some(found.into_inner().is_directory),

@@ -83,10 +83,10 @@ pub fn now_ns() -> i64 {
 
 /// A moment: RFC 3339, a date, seconds since the epoch, or a duration before now. Nanoseconds since the epoch.
 pub fn parse_time(text: &str) -> anyhow::Result<i64> {
-    if let Ok(ago) = parse_duration(text) {
-        if text.parse::<u64>().is_err() {
-            return Ok(now_ns().saturating_sub(i64::try_from(ago.as_nanos())?));
-        }
+    if text.parse::<u64>().is_err()
+        && let Ok(ago) = parse_duration(text)
+    {
+        return Ok(now_ns().saturating_sub(i64::try_from(ago.as_nanos())?));
     }
     if let Some((seconds, part)) = text.split_once('.').or(Some((text, "")))
         && let Ok(seconds) = seconds.parse::<i64>()

@@ -161,7 +161,8 @@ fn build(
     let pod_labels = sandbox.record().labels;
     let labels = node.selinux.of_container(pod_labels.as_ref(), &security.selinux, security.privileged)?;
     let file_label = labels.as_ref().map(|labels| labels.file.as_str());
-    let options = MountOptions { persistence, user_namespace, selinux_context: file_label, ..Default::default() };
+    let options =
+        MountOptions { persistence, user_namespace, selinux_context: file_label, ..Default::default() };
     let rootfs = node.store.mount(id.as_str(), &options)?;
 
     let asked = &request.security.user;

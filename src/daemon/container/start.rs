@@ -182,7 +182,8 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<Planned, E
                 Some(_) => Persistence::Durable,
                 None => Persistence::Volatile,
             };
-            let options = MountOptions { persistence, user_namespace, selinux_context, ..MountOptions::default() };
+            let options =
+                MountOptions { persistence, user_namespace, selinux_context, ..MountOptions::default() };
             node.store.mount(container.id.as_str(), &options)?
         }
     };

@@ -270,7 +270,8 @@ fn with_layer(mut whole: Value, diff_id: &str, record: &Record, request: &Reques
     let mut history = whole.get("history").and_then(Value::as_array).cloned().unwrap_or_default();
     let image = create::image_part(&record.image_config)?;
     let (entrypoint, command) = create::argv(&record.settings, image.as_ref());
-    let mut step = json!({ "created": created, "created_by": [entrypoint, command].concat().join(" ") });
+    let argv = [entrypoint, command].concat().join(" ");
+    let mut step = json!({ "created": created, "created_by": argv });
     for (key, value) in [("author", &request.author), ("comment", &request.message)] {
         if !value.is_empty() {
             step[key] = value.as_str().into();

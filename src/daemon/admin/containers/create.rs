@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn wrong_settings_name_their_field() {
-        let cases: [(&str, fn(&mut v1::ContainerSettings)); 7] = [
+        type Spoil = fn(&mut v1::ContainerSettings);
+        let cases: [(&str, Spoil); 7] = [
             ("image", |settings| settings.image.clear()),
             ("env", |settings| settings.env.push("A".into())),
             ("network", |settings| settings.network = "mesh".into()),

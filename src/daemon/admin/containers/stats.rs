@@ -73,12 +73,12 @@ fn look(node: &Node, local: &Arc<LocalContainer>, seen: &mut Seen) -> v1::Contai
     let sample = stats::sandbox(node, &container.sandbox, std::slice::from_ref(&container));
     if let Some(usage) = sample.containers.first().and_then(|sample| sample.usage) {
         let now = Instant::now();
-        if let Some(cpu_ns) = usage.cpu_ns {
-            if let Some((at, before)) = seen.insert(message.id.clone(), (now, cpu_ns)) {
-                let elapsed = now.duration_since(at).as_secs_f64();
-                let used = Duration::from_nanos(cpu_ns.saturating_sub(before)).as_secs_f64();
-                message.cpu_percent = if elapsed > 0.0 { used / elapsed * 100.0 } else { 0.0 };
-            }
+        if let Some(cpu_ns) = usage.cpu_ns
+            && let Some((at, before)) = seen.insert(message.id.clone(), (now, cpu_ns))
+        {
+            let elapsed = now.duration_since(at).as_secs_f64();
+            let used = Duration::from_nanos(cpu_ns.saturating_sub(before)).as_secs_f64();
+            message.cpu_percent = if elapsed > 0.0 { used / elapsed * 100.0 } else { 0.0 };
         }
         if let Some(memory) = usage.memory {
             message.memory_bytes = memory.working_set_bytes;
@@ -102,5 +102,5 @@ fn look(node: &Node, local: &Arc<LocalContainer>, seen: &mut Seen) -> v1::Contai
 
 fn machine_memory() -> u64 {
     let info = rustix::system::sysinfo();
-    u64::from(info.totalram).saturating_mul(info.mem_unit.into())
+    info.totalram.saturating_mul(info.mem_unit.into())
 }

@@ -1,8 +1,8 @@
-//! The images of the benchmark: one that only holds [the workload](../workload/main.rs), and a large one.
+//! The images of the benchmark: one that only holds [the workload](../workload/main.rs), and large ones.
 //!
 //! The large one has about 500 MB in five gzip layers, made of this machine's own files in sorted order: shared
 //! libraries (few and large), a language's library (many and small), documentation and data (text), programs, and a last
-//! layer with a single file. The same machine gives the same image; how many bytes and files it has is printed.
+//! layer with a single file. The same files are there as zstd layers too, and as one fat gzip layer. The same machine gives the same image; how many bytes and files it has is printed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,6 +16,25 @@ use serde_json::json;
 pub const WORKLOAD: &str = "workload";
 /// Name of the large image.
 pub const LARGE: &str = "large";
+
+/// One of the large images.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+pub struct Variant {
+    /// Name in the layout and repository in the registry.
+    #[serde(skip)]
+    pub name: &'static str,
+    /// As the report calls it.
+    #[serde(skip)]
+    pub label: &'static str,
+    /// Bytes of its uncompressed layers.
+    pub tar_bytes: u64,
+    /// Bytes of its layers.
+    pub packed_bytes: u64,
+}
+
+/// Names and labels of the variants.
+const VARIANTS: [(&str, &str); 3] =
+    [(LARGE, "large image, gzip"), ("large-zstd", "large image, zstd"), ("fat", "one fat layer, gzip")];
 
 /// Where the files of the large image's layers come from, and how many bytes are taken at most.
 const SOURCES: [(&[&str], usize); 4] = [
@@ -35,7 +54,7 @@ const SOURCES: [(&[&str], usize); 4] = [
 ];
 
 /// Changes whenever the large image does.
-const EDITION: u32 = 1;
+const EDITION: u32 = 2;
 
 /// The layout with the small image.
 pub fn workload(dir: &Path) -> Layout {
@@ -53,46 +72,64 @@ pub fn workload(dir: &Path) -> Layout {
     layout
 }
 
-/// What the large image is.
+/// What the large images are.
 #[derive(Debug)]
 pub struct Large {
-    /// Where it is.
+    /// Where they are.
     pub layout: Layout,
-    /// Bytes of all layers before and after compression, and their files.
-    pub size: String,
+    /// Each of them.
+    pub variants: Vec<Variant>,
+    /// Files of each.
+    pub files: u64,
 }
 
-/// The layout with the large image, from the cache if it is there.
+/// The layout with the large images, from the cache if it is there.
 pub fn large() -> Large {
     let dir = cache_dir().join(format!("perf-{EDITION}"));
-    let note = dir.join("size");
+    let note = dir.join("variants.json");
     if !note.exists() {
         let _ = fs::remove_dir_all(&dir);
         let layout = Layout::create(&dir);
-        let (mut layers, mut files, mut bytes) = (Vec::new(), 0, 0);
+        let (mut layers, mut fat, mut files) = (Vec::new(), Layer::new(), 0_u64);
         for (roots, limit) in SOURCES {
             let mut taken = Taken { layer: Layer::new(), bytes: 0, files: 0, limit };
             roots.iter().for_each(|root| taken.directory(Path::new(root)));
             files += taken.files;
-            bytes += taken.bytes;
-            layers.push((taken.layer, Compression::Gzip));
+            fat = fat.append(taken.layer.clone());
+            layers.push(taken.layer);
         }
-        layers.push((Layer::new().file("last", 0o644, "the last layer\n"), Compression::Gzip));
-        let image = layout.image(&Image::new(layers, json!({ "Cmd": ["/last"] })));
-        layout.tag(LARGE, &image);
-        let packed: u64 = layout.children(&layout.find(LARGE)).iter().map(|blob| blob.size).sum();
-        let text =
-            format!("{} MB in {files} files, {} MB as 5 gzip layers", bytes / 1_000_000, packed / 1_000_000);
+        layers.push(Layer::new().file("last", 0o644, "the last layer\n"));
+        let mut variants = Vec::new();
+        for (name, _) in VARIANTS {
+            let (layers, compression) = match name {
+                LARGE => (layers.clone(), Compression::Gzip),
+                "fat" => (vec![fat.clone()], Compression::Gzip),
+                _ => (layers.clone(), Compression::Zstd),
+            };
+            let tar_bytes = layers.iter().map(|layer| layer.tar().len() as u64).sum();
+            let layers = layers.into_iter().map(|layer| (layer, compression)).collect();
+            let image = layout.image(&Image::new(layers, json!({ "Cmd": ["/last"] })));
+            layout.tag(name, &image);
+            let blobs = layout.children(&layout.find(name));
+            let packed_bytes = blobs.iter().map(|blob| blob.size).sum();
+            variants.push(Variant { name: "", label: "", tar_bytes, packed_bytes });
+        }
+        let text = serde_json::to_string(&(variants, files)).expect("numbers are JSON");
         fs::write(&note, text).expect("write into the cache");
     }
-    Large { layout: Layout::open(&dir), size: fs::read_to_string(&note).expect("read from the cache") }
+    let text = fs::read_to_string(&note).expect("read from the cache");
+    let (mut variants, files): (Vec<Variant>, u64) = serde_json::from_str(&text).expect("a note of ours");
+    for (variant, (name, label)) in variants.iter_mut().zip(VARIANTS) {
+        (variant.name, variant.label) = (name, label);
+    }
+    Large { layout: Layout::open(&dir), variants, files }
 }
 
 /// A layer that grows until it has enough.
 struct Taken {
     layer: Layer,
     bytes: usize,
-    files: usize,
+    files: u64,
     limit: usize,
 }
 

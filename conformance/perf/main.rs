@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! perf [--rounds 3] [--pods 12] [--execs 20] [--crowd 48] [--listed 300]
-//!      [--kinds pinnace,native,plugins,containerd] [--skip pods|exec|crowd|lists|pull]...
+//!      [--kinds pinnace,native,plugins,containerd,containerd-tuned] [--skip pods|exec|crowd|lists|pull]...
 //! ```
 //! Of `--kinds` (`pinnace,containerd` unless said), `native` and `plugins` are pinnace with the conflist that containerd has;
-//! they are measured where networks matter.
+//! they are measured where networks matter. `containerd-tuned` is the peer at its best in pulling, and is measured in that.
+//! Ratios are to the last kind; the row "pull in percent of its floor" is to the floors, which are told below the table.
 //! Every figure in the project's documents comes from here: `conformance/perf/run`. All runtimes run for the whole time,
 //! each in a private machine of its own, and take turns; who is first changes from round to round. The pods are those
 //! of a kubelet: cgroup parent, DNS, mounts, variables, masked paths, no_new_privs, seccomp RuntimeDefault.
@@ -13,7 +14,9 @@
 #![allow(clippy::large_futures, reason = "one task with a stack of its own")]
 
 mod content;
+mod floors;
 mod measure;
+mod pull;
 mod report;
 mod runtime;
 
@@ -23,7 +26,7 @@ use std::process::ExitCode;
 
 use content::Large;
 use measure::Network;
-use report::Report;
+use report::{Report, Unit};
 use runtime::{Kind, Runtime};
 
 const CONCURRENCY: usize = 16;
@@ -75,9 +78,8 @@ async fn measure_all(plan: &Plan) -> String {
         let tag = format!("r{round}");
         for what in PARTS.into_iter().filter(|what| plan.does(what)) {
             for runtime in &order {
-                let of_networks = ["pods", "crowd"].contains(&what);
                 // Many pods take long and tell the same each time.
-                if runtime.kind.is_of_networks() && !of_networks || what == "lists" && round > 0 {
+                if !runtime.kind.is_in(what) || what == "lists" && round > 0 {
                     continue;
                 }
                 let _ = writeln!(io::stderr(), "round {}, {what}: {}", round + 1, runtime.kind.name());
@@ -94,8 +96,16 @@ async fn measure_all(plan: &Plan) -> String {
                     ("lists", _) => {
                         measure::lists(runtime, plan.listed, CONCURRENCY, &tag, &mut report).await
                     }
-                    (_, Some(Large { layout, .. })) => {
-                        measure::pull(runtime, layout, round, &mut report).await
+                    (_, Some(large)) => {
+                        for (index, variant) in large.variants.iter().enumerate() {
+                            let took = pull::pull(runtime, large, variant, round, &mut report).await;
+                            if let (0, Kind::Pinnace) = (index, runtime.kind) {
+                                let floor = floors::measure(large, runtime, &mut report);
+                                let ratio = took.as_secs_f64() * 100.0 / floor.as_secs_f64();
+                                let what = "pull in percent of its floor";
+                                report.add(runtime.kind, what, Unit::Percent, ratio);
+                            }
+                        }
                     }
                     _ => {}
                 }
@@ -103,7 +113,7 @@ async fn measure_all(plan: &Plan) -> String {
             }
         }
     }
-    describe(plan, &runtimes, large.as_ref()) + &report.table(&plan.kinds)
+    describe(plan, &runtimes, large.as_ref()) + &report.table(&plan.kinds) + &report.floors()
 }
 
 fn describe(plan: &Plan, runtimes: &[Runtime], large: Option<&Large>) -> String {
@@ -119,7 +129,11 @@ fn describe(plan: &Plan, runtimes: &[Runtime], large: Option<&Large>) -> String 
         let _ = write!(text, "; once: {listed} pods listed");
     }
     if let Some(large) = large {
-        let _ = write!(text, "; large image: {}", large.size);
+        let _ = write!(text, "; {} files", large.files);
+        for variant in &large.variants {
+            let (tars, packed) = (variant.tar_bytes / 1_000_000, variant.packed_bytes / 1_000_000);
+            let _ = write!(text, "; {}: {tars} MB of tars in {packed} MB", variant.label);
+        }
     }
     text + ".\nMedian [min-max] of all samples; ratio: median [min-max] of the rounds.\n\n"
 }

@@ -6,12 +6,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt as _};
 use pinnace_conformance::cri::{ContainerConfigParts as _, PodConfig as _, container_config, pod_config};
-use pinnace_conformance::images::Layout;
-use pinnace_conformance::registry::PLAIN;
 use pinnace_cri_api::v1::{ContainerConfig, ListContainerStatsRequest, PodSandboxConfig};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::content::LARGE;
 use crate::report::{Report, Unit};
 use crate::runtime::Runtime;
 
@@ -237,32 +234,6 @@ pub async fn lists(runtime: &Runtime, pods: usize, concurrency: usize, tag: &str
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     stream::iter(running).map(Running::remove).buffer_unordered(concurrency).collect::<Vec<_>>().await;
-}
-
-/// Pulls the large image and removes it.
-pub async fn pull(runtime: &Runtime, large: &Layout, round: usize, report: &mut Report) {
-    if round == 0 {
-        runtime.registry.push(large, LARGE, LARGE, "1");
-    }
-    runtime.settle();
-    let reference = format!("{PLAIN}/{LARGE}:1");
-    let name = runtime.kind.name();
-    let began = Instant::now();
-    runtime.cri.pull(&reference).await.unwrap_or_else(|status| panic!("{name}: PullImage: {status:?}"));
-    report.time(runtime.kind, "pull and unpack the large image", began.elapsed());
-    let began = Instant::now();
-    runtime.settle();
-    report.time(runtime.kind, "sync after the pull", began.elapsed());
-    let began = Instant::now();
-    runtime
-        .cri
-        .remove_image(&reference)
-        .await
-        .unwrap_or_else(|status| panic!("{name}: RemoveImage: {status:?}"));
-    report.time(runtime.kind, "remove the large image", began.elapsed());
-    // Whoever removes in the background does it now, and not during the next measurement.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    runtime.settle();
 }
 
 /// What the workload printed first: its clock is ours.

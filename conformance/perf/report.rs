@@ -14,6 +14,8 @@ pub enum Unit {
     Kilobytes,
     /// More is better.
     PerSecond,
+    /// Less is better.
+    Percent,
 }
 
 /// All samples of one measurement.
@@ -31,6 +33,8 @@ pub struct Report {
     /// The round that samples belong to now.
     pub round: usize,
     rows: Vec<Row>,
+    /// What no runtime is measured by: name, wall-clock and CPU times in ms.
+    floors: Vec<(String, Vec<(f64, f64)>)>,
 }
 
 impl Report {
@@ -46,6 +50,29 @@ impl Report {
     /// Adds a duration.
     pub fn time(&mut self, kind: Kind, what: &str, duration: Duration) {
         self.add(kind, what, Unit::Milliseconds, duration.as_secs_f64() * 1e3);
+    }
+
+    /// Adds a measurement of what the work costs at least.
+    pub fn floor(&mut self, what: &str, wall: Duration, cpu: Duration) {
+        let sample = (wall.as_secs_f64() * 1e3, cpu.as_secs_f64() * 1e3);
+        match self.floors.iter_mut().find(|(name, _)| name == what) {
+            Some((_, samples)) => samples.push(sample),
+            None => self.floors.push((what.to_owned(), vec![sample])),
+        }
+    }
+
+    /// A Markdown table of the floors, if there are any: medians [min-max] of all rounds.
+    pub fn floors(&self) -> String {
+        if self.floors.is_empty() {
+            return String::new();
+        }
+        let mut text = String::from("\n| floor | wall, ms | CPU, ms |\n| --- | --- | --- |\n");
+        for (what, samples) in &self.floors {
+            let (wall, cpu): (Vec<f64>, Vec<f64>) = samples.iter().copied().unzip();
+            let show = |value| Unit::Milliseconds.show(value);
+            let _ = writeln!(text, "| {what} | {} | {} |", spread(&wall, show), spread(&cpu, show));
+        }
+        text
     }
 
     /// A Markdown table: for each kind the median [min-max] of all samples; how many times better each kind is than the
@@ -104,6 +131,7 @@ impl Unit {
             Unit::Milliseconds => "ms",
             Unit::Kilobytes => "kB",
             Unit::PerSecond => "per s",
+            Unit::Percent => "%",
         }
     }
 

@@ -37,13 +37,15 @@ pub enum Kind {
     Native,
     /// Ours, with a conflist that the plugins' programs execute.
     Plugins,
-    /// The peer.
+    /// The peer, as Debian has it.
     Containerd,
+    /// The peer at its best in pulling: ISA-L inflates, and more layers are fetched at a time.
+    Tuned,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 4] = [Kind::Pinnace, Kind::Native, Kind::Plugins, Kind::Containerd];
+    pub const ALL: [Kind; 5] = [Kind::Pinnace, Kind::Native, Kind::Plugins, Kind::Containerd, Kind::Tuned];
 
     /// As it is called in the report.
     pub fn name(self) -> &'static str {
@@ -52,6 +54,7 @@ impl Kind {
             Kind::Native => "pinnace, native conflist",
             Kind::Plugins => "pinnace, plugin programs",
             Kind::Containerd => "containerd + runc",
+            Kind::Tuned => "containerd, tuned",
         }
     }
 
@@ -62,6 +65,16 @@ impl Kind {
             Kind::Native => "native",
             Kind::Plugins => "plugins",
             Kind::Containerd => "containerd",
+            Kind::Tuned => "containerd-tuned",
+        }
+    }
+
+    /// Whether it is measured in a part of the benchmark.
+    pub fn is_in(self, part: &str) -> bool {
+        match self {
+            Kind::Pinnace | Kind::Containerd => true,
+            Kind::Native | Kind::Plugins => ["pods", "crowd"].contains(&part),
+            Kind::Tuned => part == "pull",
         }
     }
 
@@ -82,7 +95,7 @@ pub struct Runtime {
     pub image: String,
     /// What its program says of its version.
     pub version: String,
-    _daemon: Option<Daemon>,
+    daemon: Option<Daemon>,
     peer: Option<(Child, Process)>,
     store: Store,
     /// The registry that it pulls from.
@@ -104,8 +117,8 @@ impl Runtime {
                 let socket = daemon.socket.clone();
                 (Some(daemon), None, socket)
             }
-            Kind::Containerd => {
-                let (child, process, socket) = containerd(&world);
+            Kind::Containerd | Kind::Tuned => {
+                let (child, process, socket) = containerd(&world, kind == Kind::Tuned);
                 (None, Some((child, process)), socket)
             }
         };
@@ -116,7 +129,7 @@ impl Runtime {
         let reference = format!("{PLAIN}/{WORKLOAD}:1");
         let image = cri.pull(&reference).await.unwrap_or_else(|status| panic!("{}: {status:?}", kind.name()));
         let version = format!("{} {}", version.runtime_name, version.runtime_version);
-        Runtime { kind, cri, image, version, _daemon: daemon, peer, store, registry, world }
+        Runtime { kind, cri, image, version, daemon, peer, store, registry, world }
     }
 
     /// Where the kubelet has the logs of pods, as the runtime is told.
@@ -142,6 +155,45 @@ impl Runtime {
             })
             .filter_map(|proc| pss_kb(&proc))
             .sum()
+    }
+
+    /// The daemon's process, by its id out here.
+    fn pid(&self) -> u32 {
+        let peer = self.peer.as_ref().map(|(_, process)| process.pid);
+        peer.or_else(|| self.daemon.as_ref().map(|daemon| daemon.process().pid)).expect("a daemon")
+    }
+
+    /// CPU time of the daemon and of the programs that it has run to their end.
+    pub fn cpu(&self) -> Duration {
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("read the daemon's times");
+        // utime, stime, cutime, cstime, in hundredths of a second; fields are counted behind the name, which may hold
+        // anything.
+        let behind = text.rsplit_once(") ").map_or("", |(_, behind)| behind);
+        let ticks: u64 =
+            behind.split(' ').skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// Begins to look for the daemon's peak anew.
+    pub fn forget_peak(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").expect("reset the peak");
+    }
+
+    /// The most memory that the daemon has had resident, in kB.
+    pub fn peak_kb(&self) -> u64 {
+        let text =
+            fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("read the daemon's status");
+        let peak = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse().ok());
+        peak.expect("a peak")
+    }
+
+    /// Bytes that are used on the disk of the store.
+    pub fn used_bytes(&self) -> u64 {
+        let stat =
+            rustix::fs::statvfs(self.world.inside(self.world.dir().join("root"))).expect("ask the disk");
+        (stat.f_blocks - stat.f_bfree) * stat.f_frsize
     }
 
     /// Waits until nothing of what was written is left to write, so that no one else pays for it.
@@ -222,7 +274,7 @@ fn pinnace_config(kind: Kind, world: &World) -> String {
             let native = kind == Kind::Native;
             format!("mode = \"cni\"\nconf_dirs = [{dirs:?}]\nbin_dirs = [{plugins:?}]\nnative = {native}\n")
         }
-        Kind::Pinnace | Kind::Containerd => "mode = \"built-in\"\n".to_owned(),
+        Kind::Pinnace | Kind::Containerd | Kind::Tuned => "mode = \"built-in\"\n".to_owned(),
     };
     format!("[cni]\n{cni}[network]\nipv4_subnet = \"{SUBNET}\"\nipv6_subnet = \"\"\n")
 }
@@ -257,17 +309,19 @@ fn conflist(world: &World) -> PathBuf {
 }
 
 /// Debian's packages, unpacked but not installed; the world has an empty /etc/containerd and /etc/cni.
-fn containerd(world: &World) -> (Child, Process, PathBuf) {
+fn containerd(world: &World, tuned: bool) -> (Child, Process, PathBuf) {
     let containerd = debian::unpacked("containerd").join("usr/bin");
     let runc = debian::unpacked("runc").join("usr/sbin/runc");
     let (plugins, cni) = (plugins(), conflist(world));
     let dir = world.dir();
+    let downloads = if tuned { 6 } else { 3 };
     // Without CAP_SYS_RESOURCE a negative oom_score_adj cannot be set, and it insists unless told otherwise.
     let config = format!(
         "version = 2\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n\
          sandbox_image = \"{PLAIN}/{WORKLOAD}:1\"\n\
          restrict_oom_score_adj = true\n\
+         max_concurrent_downloads = {downloads}\n\
          [plugins.\"io.containerd.grpc.v1.cri\".cni]\n\
          bin_dir = {plugins:?}\n\
          conf_dir = {cni:?}\n\
@@ -280,8 +334,20 @@ fn containerd(world: &World) -> (Child, Process, PathBuf) {
     fs::write(&file, config).expect("write the configuration");
     let socket = dir.join("containerd.sock");
     let log = fs::File::create(dir.join("containerd.log")).expect("create a log");
-    let path =
-        format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", containerd.display());
+    let best = dir.join("best");
+    if tuned {
+        // It runs `unpigz -d -c` where there is one; igzip has the same options.
+        fs::create_dir_all(&best).expect("make a directory");
+        let igzip =
+            ["/usr/bin/igzip", "/usr/local/bin/igzip"].into_iter().find(|path| Path::new(path).exists());
+        std::os::unix::fs::symlink(igzip.expect("igzip of the package isal"), best.join("unpigz"))
+            .expect("make a link");
+    }
+    let path = format!(
+        "{}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        best.display(),
+        containerd.display()
+    );
     let mut command = world.command(containerd.join("containerd"));
     command
         .arg("--config")

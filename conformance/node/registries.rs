@@ -246,6 +246,29 @@ async fn a_pull_goes_on_where_a_killed_daemon_was() {
 }
 
 #[tokio::test]
+async fn pulls_of_the_kubelet_can_be_watched() {
+    let Some(node) = Node::start() else { return };
+    let (size, id) = push_noise(&node);
+    let idle = said(&node, &["image", "pulls"]);
+    assert_eq!(idle, "0 under way; since the start 0 begun, 0 done, 0 failed, 0 B fetched\n");
+    let narrow = Narrow::start(&node);
+    let reference = format!("{NARROW}/noise:1");
+    let (cri, name) = (node.cri.clone(), reference.clone());
+    let pull = tokio::spawn(async move { cri.pull(&name).await });
+    while narrow.passed() < size / 4 {
+        assert!(!pull.is_finished(), "{:?}", pull.await);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let busy = said(&node, &["image", "pulls"]);
+    assert!(busy.starts_with(&format!("{reference}  0/1 layers   [##")), "{busy}");
+    assert!(busy.contains("1 under way; since the start 1 begun, 0 done"), "{busy}");
+    assert_eq!(pull.await.unwrap().unwrap(), id);
+    let done = said(&node, &["image", "pulls"]);
+    assert!(done.starts_with("0 under way; since the start 1 begun, 1 done, 0 failed, 8.3 MB"), "{done}");
+    drop(narrow);
+}
+
+#[tokio::test]
 async fn a_deadline_ends_the_pull_and_says_so() {
     let Some(node) = Node::start() else { return };
     let (_, id) = push_noise(&node);

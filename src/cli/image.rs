@@ -11,6 +11,7 @@ use crate::client::{Client, Target, refusal};
 use crate::images::{History, Images, Prune, Rmi, Tag, Tree};
 use crate::inspect::{Inspect, Kind};
 use crate::pull::Pull;
+use crate::pulls::Pulls;
 use crate::push::Push;
 
 /// What a user can ask about images.
@@ -23,6 +24,8 @@ pub enum Image {
     Ls(Images),
     /// Pull an image, and show how far it is
     Pull(Pull),
+    /// Show the pulls that are under way, also those of the kubelet
+    Pulls(Pulls),
     /// Push an image to its registry
     Push(Push),
     /// Give an image one more name
@@ -62,6 +65,7 @@ impl Image {
             Self::Explain(explain) => explain.run().await,
             Self::Ls(images) => images.run().await,
             Self::Pull(pull) => pull.run().await,
+            Self::Pulls(pulls) => pulls.run().await,
             Self::Push(push) => push.run().await,
             Self::Tag(tag) => tag.run().await,
             Self::Rm(rmi) => rmi.run().await,

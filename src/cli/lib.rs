@@ -15,6 +15,7 @@ mod info;
 mod inspect;
 mod manual;
 mod pull;
+mod pulls;
 mod push;
 mod quickstart;
 mod system;

@@ -114,7 +114,8 @@ impl Bars {
     }
 }
 
-fn text(progress: &PullProgress) -> String {
+/// A line for each layer that is not here yet, and one for all.
+pub(crate) fn text(progress: &PullProgress) -> String {
     let mut text = String::new();
     let is_done = |phase| matches!(phase, LayerPhase::Done | LayerPhase::Present);
     let under_way = progress.layers.iter().filter(|layer| !is_done(layer.phase()));
@@ -160,7 +161,7 @@ pub fn bar(done: u64, total: u64) -> String {
 }
 
 /// Three digits and a unit.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let mut unit = 1;
     for name in ["B", "kB", "MB", "GB", "TB"] {
         if bytes / unit < 1000 {

@@ -101,6 +101,11 @@ where
         }
     }
 
+    /// Those that are on their way. The lock is free again when they are dropped, which needs it.
+    pub(crate) fn running_flights(&self) -> Vec<Arc<Flight<K, V, P>>> {
+        self.running().by_key.values().filter_map(|(_, flight)| flight.upgrade()).collect()
+    }
+
     fn running(&self) -> MutexGuard<'_, Running<K, V, P>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -117,6 +122,11 @@ where
         let mut result = self.result.clone();
         let value = result.wait_for(Option::is_some).await.ok()?;
         value.clone()
+    }
+
+    /// By what it is found.
+    pub(crate) fn key(&self) -> &K {
+        &self.key
     }
 
     /// Changes of the operation's progress.

@@ -29,7 +29,9 @@ mod partial;
 mod progress;
 mod puller;
 mod ranges;
+mod running;
 
 pub use error::{Error, ErrorKind};
 pub use progress::{LayerProgress, Meter, Phase, Progress};
 pub use puller::{Options, Pull, PullRequest, PulledImage, Puller};
+pub use running::{Running, Totals};

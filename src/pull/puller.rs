@@ -19,6 +19,7 @@ use crate::keep::{Keep, Keeper};
 use crate::layer::{Held, Intake};
 use crate::partial::Partials;
 use crate::progress::{LayerProgress, Phase, Progress};
+use crate::running::Counters;
 
 /// How pulls behave.
 #[derive(Clone, Debug)]
@@ -72,7 +73,7 @@ pub struct PulledImage {
     pub fetched_bytes: u64,
 }
 
-type Outcome = Result<PulledImage, Arc<Error>>;
+pub(crate) type Outcome = Result<PulledImage, Arc<Error>>;
 type PullFlight = Flight<PullRequest, Outcome, Progress>;
 type LayerKey = (Digest, DiffId);
 type LayerFlights = Flights<LayerKey, Result<Held, Arc<Error>>, LayerProgress>;
@@ -93,6 +94,7 @@ struct Shared {
     layers: Arc<LayerFlights>,
     runtime: Handle,
     busy: AtomicUsize,
+    counters: Counters,
 }
 
 /// A place in a running pull. Dropping the last one cancels the pull.
@@ -155,6 +157,7 @@ impl Puller {
                 layers,
                 runtime,
                 busy: AtomicUsize::new(0),
+                counters: Counters::default(),
             }),
             pulls,
         }
@@ -165,8 +168,16 @@ impl Puller {
         let shared = Arc::clone(&self.shared);
         let wanted = request.clone();
         let (flight, _) =
-            self.pulls.join(request, Progress::default(), |progress| shared.pull(wanted, progress));
+            self.pulls.join(request, Progress::default(), |progress| shared.counted(wanted, progress));
         Pull { flight }
+    }
+
+    pub(crate) fn pulls(&self) -> &Flights<PullRequest, Outcome, Progress> {
+        &self.pulls
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.shared.counters
     }
 
     /// Pulls an image. Dropping the future cancels the pull, unless somebody else waits for it too.
@@ -176,6 +187,13 @@ impl Puller {
 }
 
 impl Shared {
+    async fn counted(self: Arc<Self>, request: PullRequest, progress: watch::Sender<Progress>) -> Outcome {
+        self.counters.begin();
+        let outcome = Arc::clone(&self).pull(request, progress).await;
+        self.counters.end(&outcome);
+        outcome
+    }
+
     async fn pull(self: Arc<Self>, request: PullRequest, progress: watch::Sender<Progress>) -> Outcome {
         let repository = self
             .client

@@ -9,6 +9,7 @@ mod images;
 mod pull;
 mod push;
 mod system;
+mod watch_pulls;
 
 use std::sync::Arc;
 
@@ -45,6 +46,13 @@ impl v1::images_server::Images for Services {
         request: Request<v1::PullRequest>,
     ) -> Result<Response<BoxStream<v1::PullEvent>>, Status> {
         Ok(Response::new(Box::pin(pull::answer(&self.node, request.into_inner())?)))
+    }
+
+    async fn watch_pulls(
+        &self,
+        _: Request<v1::WatchPullsRequest>,
+    ) -> Result<Response<BoxStream<v1::WatchPullsResponse>>, Status> {
+        Ok(Response::new(Box::pin(watch_pulls::answer(&self.node)?)))
     }
 
     async fn push(

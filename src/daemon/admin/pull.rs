@@ -12,7 +12,7 @@ use crate::error::{Error, Within as _};
 use crate::node::Node;
 
 /// How often progress is told at most.
-const INTERVAL: Duration = Duration::from_millis(200);
+pub const INTERVAL: Duration = Duration::from_millis(200);
 
 /// Starts the pull; the caller going away ends it, unless others wait for the same.
 pub fn answer(
@@ -76,7 +76,8 @@ async fn tell(pull: Pull, name: &str, events: &mpsc::Sender<Result<v1::PullEvent
     let _ = events.send(last).await;
 }
 
-fn message(progress: &Progress, bytes_per_second: u64) -> v1::PullProgress {
+/// On the wire.
+pub fn message(progress: &Progress, bytes_per_second: u64) -> v1::PullProgress {
     let (done_bytes, total_bytes) = (progress.done_bytes(), progress.total_bytes());
     let remaining = total_bytes.saturating_sub(done_bytes);
     v1::PullProgress {

@@ -11,6 +11,7 @@ mod cni;
 mod concurrency;
 mod crash;
 mod devices;
+mod disk;
 mod errors;
 mod events;
 mod exec;

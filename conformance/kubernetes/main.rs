@@ -82,6 +82,7 @@ const IN_TURN: &[Assertion] = assertions![
     restart::unused_images_are_collected,
     restart::events_and_streamed_lists,
     restart::pinnace_is_killed_and_starts_again,
+    restart::pods_start_though_pinnace_is_killed_over_and_over,
     restart::everything_ends_with_its_manifest,
 ];
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pinnace_cri_api::v1::{PodSandbox, PodSandboxState};
 use serde_json::json;
 
 use crate::ground::{Ground, busybox, idle, image};
@@ -146,6 +147,40 @@ pub async fn pinnace_is_killed_and_starts_again(ground: &Ground) {
     let_end(ground, "ends-later");
     assert_ended(ground, "ends-later").await;
     assert_eq!(ground.script("after-kill", "echo new pods start", |_| {}).await, "new pods start\n");
+}
+
+/// Pods that are being made while pinnace dies at one moment after the other: each is there in the end, and what was half made
+/// is not in the way of what follows.
+pub async fn pods_start_though_pinnace_is_killed_over_and_over(ground: &Ground) {
+    let names: Vec<_> = (0..8).map(|number| format!("storm-{number}")).collect();
+    for name in &names {
+        let spec = json!({
+            "volumes": [{ "name": "v", "emptyDir": { "medium": "Memory" } }],
+            "initContainers": [crate::containers::mounted(busybox("init", "echo init >/v/init"), "v", "/v")],
+            "containers": [crate::containers::mounted(idle("main"), "v", "/v"), busybox("count", COUNT)],
+        });
+        ground.deploy(name, spec).await;
+    }
+    for round in 0..6 {
+        tokio::time::sleep(Duration::from_millis(100 + 130 * round)).await;
+        let mut node = ground.node.write().await;
+        node.daemon.kill();
+        node.restart();
+    }
+    for name in &names {
+        ground.ready(name).await;
+        assert_eq!(ground.sh(name, "main", "cat /v/init").await, "init\n", "{name}");
+        let uid = ground.now(name).object()["metadata"]["uid"].clone();
+        let pods = ground.cri().await.pods().await.unwrap();
+        let ready = i32::from(PodSandboxState::SandboxReady);
+        let of_pod = |pod: &&PodSandbox| {
+            pod.state == ready && pod.metadata.as_ref().is_some_and(|metadata| uid == *metadata.uid)
+        };
+        assert_eq!(pods.iter().filter(of_pod).count(), 1, "{name}: {pods:?}");
+    }
+    for name in &names {
+        ground.remove(name).await;
+    }
 }
 
 /// Nothing of any pod is left once all manifests are gone.

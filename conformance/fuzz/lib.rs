@@ -5,6 +5,7 @@
 //! had again by its seed and number. `cargo test` runs every target for a moment,
 //! `cargo run -p pinnace-conformance-fuzz -- spdy-frames --runs 1000000` one of them for long.
 
+mod dockerfile;
 pub mod input;
 mod streaming;
 
@@ -24,8 +25,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: &[Target] =
-    &[streaming::SPDY_FRAMES, streaming::HEADER_BLOCKS, streaming::CHANNEL_MESSAGES, streaming::RESIZES];
+pub const TARGETS: &[Target] = &[
+    streaming::SPDY_FRAMES,
+    streaming::HEADER_BLOCKS,
+    streaming::CHANNEL_MESSAGES,
+    streaming::RESIZES,
+    dockerfile::DOCKERFILES,
+    dockerfile::IGNORE_FILES,
+];
 
 /// An input that a parser does not stand.
 #[derive(Debug)]

@@ -203,7 +203,7 @@ impl Monitor {
     /// Asks it to end and waits until it has.
     pub async fn shutdown(&self) {
         let ended = async {
-            if let Err(error) = self.request(Request::Shutdown(Shutdown {}), &[]).await {
+            if let Err(error) = self.request(Request::Shutdown(Shutdown::default()), &[]).await {
                 tracing::debug!(sandbox_id = %self.sandbox, error = error.chain(), "monitor shutdown");
             }
             self.ended.cancelled().await;

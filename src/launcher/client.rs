@@ -313,6 +313,19 @@ impl Connection {
     }
 }
 
+/// Waits, connected to the start socket of a held init, until its program runs; an error says why it does not.
+pub fn await_start(socket: OwnedFd) -> Result<(), Error> {
+    match packet::receive(socket.as_fd(), RecvFlags::empty()) {
+        Ok(Received::Closed) => Ok(()),
+        Ok(Received::Packet(bytes, _)) => match bytes.split_first() {
+            Some((&packet::FAILED, failure)) => Err(Failure::decode(failure)
+                .map_or_else(|source| Error::Decode { bytes: bytes.len(), source }, Error::Refused)),
+            _ => Err(Error::Closed),
+        },
+        Err(errno) => Err(io("recvmsg")(errno)),
+    }
+}
+
 /// Whether a name can serve as container or exec session id: it becomes part of a file name.
 pub fn valid_id(id: &str) -> bool {
     (1..=128).contains(&id.len())

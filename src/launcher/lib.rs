@@ -12,6 +12,7 @@
 pub mod client;
 pub mod copy_tree;
 mod failure;
+pub mod hook;
 pub mod namespaces;
 mod packet;
 pub mod plan;

@@ -25,6 +25,9 @@ const PACKET_BYTES: usize = 1 << 20;
 /// Largest body in a memfd.
 const BODY_BYTES: u64 = 64 << 20;
 
+/// First byte of init's words about what went wrong; a [`Failure`](crate::protocol::Failure) follows.
+pub(crate) const FAILED: u8 = b'F';
+
 /// What came.
 #[derive(Debug)]
 pub(crate) enum Received {

@@ -54,6 +54,63 @@ pub struct LaunchPlan {
     /// Propagation of the root mount as `MS_SLAVE`, `MS_SHARED` or `MS_PRIVATE`; 0 means private.
     #[prost(uint64, tag = "14")]
     pub rootfs_propagation: u64,
+    /// Slot of a listening `SOCK_SEQPACKET` socket on which a held init waits for its start instead of at the monitor, which
+    /// may then end: whoever connects lets it go on, and is told a [`Failure`](crate::protocol::Failure) or, by the end of
+    /// the stream, that execve succeeded.
+    #[prost(uint32, optional, tag = "15")]
+    pub start_socket: Option<Slot>,
+    /// Programs of others to be run on the way.
+    #[prost(message, optional, tag = "16")]
+    pub hooks: Option<Hooks>,
+}
+
+/// OCI hooks that need the container's namespaces, and the pause for those that do not.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hooks {
+    /// Where the root file system and its mounts are to be found in the container's mount namespace, beside the mounts of the
+    /// host, until the root changes; none when no hook runs before that.
+    #[prost(message, optional, tag = "1")]
+    pub stage: Option<HookStage>,
+    /// `createContainer`: before the root changes; their paths are the host's.
+    #[prost(message, repeated, tag = "2")]
+    pub create_container: Vec<Hook>,
+    /// `startContainer`: after the start, as the user; their paths are the container's.
+    #[prost(message, repeated, tag = "3")]
+    pub start_container: Vec<Hook>,
+    /// The container's state in JSON up to the number of its process.
+    #[prost(bytes = "vec", tag = "4")]
+    pub state_head: Vec<u8>,
+    /// What follows the number.
+    #[prost(bytes = "vec", tag = "5")]
+    pub state_tail: Vec<u8>,
+}
+
+/// A copy of the host's mounts for hooks to run in.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HookStage {
+    /// Slot of the host's mount namespace.
+    #[prost(uint32, tag = "1")]
+    pub host_mounts: Slot,
+    /// The host's directory on which the root file system is mounted in the copy.
+    #[prost(bytes = "vec", tag = "2")]
+    pub rootfs: Vec<u8>,
+}
+
+/// A program to be run, with the container's state on its stdin.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Hook {
+    /// Absolute.
+    #[prost(bytes = "vec", tag = "1")]
+    pub path: Vec<u8>,
+    /// `argv`, with the name first; empty means the path alone.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub args: Vec<Vec<u8>>,
+    /// `KEY=value`, complete.
+    #[prost(bytes = "vec", repeated, tag = "3")]
+    pub env: Vec<Vec<u8>>,
+    /// After that long it is killed, which is a failure; 0 means never.
+    #[prost(uint64, tag = "4")]
+    pub timeout_ms: u64,
 }
 
 /// Namespaces of one container. Network, IPC and UTS of the pod are inherited from the monitor unless said otherwise here.
@@ -336,4 +393,11 @@ pub struct Stdio {
     /// A CRI log that would grow beyond this begins anew, as an empty file of that name; 0 means no limit.
     #[prost(uint64, tag = "9")]
     pub max_log_bytes: u64,
+    /// Slot of a connected stream socket that gets the terminal's master beside the name of its other end; the monitor then
+    /// has nothing to do with the terminal.
+    #[prost(uint32, optional, tag = "10")]
+    pub console_slot: Option<Slot>,
+    /// Slots that the program finds at descriptor 3 and above, in this order.
+    #[prost(uint32, repeated, tag = "11")]
+    pub inherited: Vec<Slot>,
 }

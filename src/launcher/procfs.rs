@@ -59,8 +59,12 @@ impl Procfs {
 
     /// Path of a file of the calling process. `self` is a symbolic link, which nothing here follows.
     fn own(&self, file: &str) -> Result<String, Errno> {
-        let number = readlinkat(&self.root, "self", Vec::new())?;
-        Ok(format!("{}/{file}", number.to_string_lossy()))
+        Ok(format!("{}/{file}", self.number()?))
+    }
+
+    /// This process's number in the monitor's PID namespace.
+    pub fn number(&self) -> Result<String, Errno> {
+        Ok(readlinkat(&self.root, "self", Vec::new())?.to_string_lossy().into_owned())
     }
 
     /// What a file of the calling process says.
@@ -107,11 +111,14 @@ impl Procfs {
             }
         }
         for sysctl in sysctls {
-            self.write(&sysctl_path(&sysctl.key), sysctl.value.as_bytes()).at(
-                "sysctl",
-                "write",
-                &sysctl.key,
-            )?;
+            // The files of these two stay the host's root's, whoever owns the namespace.
+            let value = sysctl.value.as_bytes();
+            match sysctl.key.as_str() {
+                "kernel.hostname" => rustix::system::sethostname(value),
+                "kernel.domainname" => rustix::system::setdomainname(value),
+                key => self.write(&sysctl_path(key), value),
+            }
+            .at("sysctl", "write", &sysctl.key)?;
         }
         Ok(())
     }

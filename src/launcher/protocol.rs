@@ -34,6 +34,7 @@ pub struct ToMonitor {
 }
 
 /// The requests.
+#[allow(clippy::large_enum_variant, reason = "one exists at a time")]
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub enum Request {
     /// First on every connection; answered by [`Reply::State`].
@@ -42,10 +43,12 @@ pub enum Request {
     /// Once in a monitor's life: become the monitor of this pod; answered by [`Reply::Ready`].
     #[prost(message, tag = "3")]
     Setup(Setup),
-    /// Clone, prepare and (unless held) run a container; answered by [`Reply::Launched`] after execve succeeded.
+    /// Clone, prepare and (unless held) run a container; answered by [`Reply::Launched`] after execve succeeded. A plan with
+    /// a hook stage is answered by [`Reply::Paused`] first, and goes on at `Start`.
     #[prost(message, tag = "4")]
     Launch(Launch),
-    /// Let a held container run; answered by [`Reply::Launched`] after execve succeeded.
+    /// Let a paused launch go on, or a held container run; answered by [`Reply::Launched`] when that is done, after execve
+    /// in the latter case.
     #[prost(message, tag = "5")]
     Start(ContainerRef),
     /// Add a process to a running container; answered by [`Reply::Launched`]. An exec session with a terminal is copied
@@ -66,7 +69,7 @@ pub enum Request {
     /// Set the size of a container's or exec session's terminal.
     #[prost(message, tag = "10")]
     Resize(Resize),
-    /// End the monitor; refused while a container runs.
+    /// End the monitor; refused while a container runs, unless it is to be left.
     #[prost(message, tag = "11")]
     Shutdown(Shutdown),
     /// More descriptors for the request with this id, which follows.
@@ -142,6 +145,10 @@ pub struct Setup {
     /// SELinux label of `/dev/shm`; empty where the kernel runs without it.
     #[prost(string, tag = "16")]
     pub file_label: String,
+    /// What is launched will be left to whoever reaps the monitor's orphans, and is left unreaped from the moment on when it
+    /// is held or runs.
+    #[prost(bool, tag = "17")]
+    pub leaves: bool,
 }
 
 /// A container to launch.
@@ -181,6 +188,34 @@ pub struct Exec {
     /// Its descriptors.
     #[prost(message, optional, tag = "5")]
     pub stdio: Option<Stdio>,
+    /// The container, when another monitor has launched it.
+    #[prost(message, optional, tag = "6")]
+    pub foreign: Option<ForeignContainer>,
+}
+
+/// A container that another monitor has launched.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ForeignContainer {
+    /// Slot of a pidfd of its first process.
+    #[prost(uint32, tag = "1")]
+    pub process: Slot,
+    /// It has a user namespace of its own, whose root this is outside.
+    #[prost(message, optional, tag = "2")]
+    pub user: Option<ForeignUser>,
+}
+
+/// The user namespace of a container that another monitor has launched.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ForeignUser {
+    /// `CLONE_NEW*` of the namespaces that it owns beside the mount and PID namespaces.
+    #[prost(uint64, tag = "1")]
+    pub own: u64,
+    /// User of its root outside.
+    #[prost(uint32, tag = "2")]
+    pub root_uid: u32,
+    /// Group of its root outside.
+    #[prost(uint32, tag = "3")]
+    pub root_gid: u32,
 }
 
 /// A signal to send.
@@ -249,7 +284,11 @@ pub struct WantedSockets {}
 
 /// End of the pod.
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct Shutdown {}
+pub struct Shutdown {
+    /// Leave what runs or is held at a socket of its own to whoever reaps the monitor's orphans.
+    #[prost(bool, tag = "1")]
+    pub leave: bool,
+}
 
 /// Descriptors ahead of a request.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -270,7 +309,7 @@ pub struct FromMonitor {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// What happened.
-    #[prost(oneof = "Reply", tags = "2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Reply", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub reply: Option<Reply>,
 }
 
@@ -301,6 +340,9 @@ pub enum Reply {
     /// Event, to the connection that attached: all streams of an attachment are over.
     #[prost(message, tag = "9")]
     Detached(Detached),
+    /// The container's namespaces, root file system and mounts are there, and nothing of it has run.
+    #[prost(message, tag = "10")]
+    Paused(Launched),
 }
 
 /// The monitor's memory.

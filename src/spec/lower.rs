@@ -223,6 +223,8 @@ pub fn lower(spec: &Spec, context: Context<'_>) -> Result<Lowered, Error> {
         sysctls,
         hold,
         rootfs_propagation: rootfs_propagation(linux)?,
+        start_socket: None,
+        hooks: None,
     };
     Ok(Lowered { plan, descriptors: slots.into_descriptors(), warnings })
 }

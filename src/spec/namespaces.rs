@@ -3,7 +3,7 @@
 //! | in the list | the pod owns one, path is the pod's | another path | no path | absent |
 //! |---|---|---|---|---|
 //! | network, ipc, uts | inherited from the monitor | joined | fresh | the host's; an error when the pod owns one |
-//! | pid | the pod's init, or the target container | refused | fresh | the host's |
+//! | pid | the pod's init, or the target container | joined | fresh | the host's |
 //! | cgroup | | joined | fresh | the host's |
 //! | mount | | refused | fresh | refused |
 //! | user | inherited from the pod | refused | refused | the host's; an error when the pod owns one |
@@ -118,8 +118,10 @@ pub(crate) fn lower(
                 lowered.plan.target_container.clone_from(container)
             }
             _ if pod.pid.as_deref() == Some(path) => lowered.plan.pod_pid = true,
-            // A process is born into a PID namespace by way of one that is in it, not by setns(2) on itself.
-            _ => return Err(Error::unsupported(FIELD, "a PID namespace of another pod")),
+            _ => {
+                let namespace = open(LinuxNamespaceType::Pid, path)?;
+                lowered.plan.join.push(plan::NamespaceJoin { kind: NEW_PID, slot: slots.push(namespace) });
+            }
         },
     }
     lowered.plan.pod_user = pod_user;
@@ -260,7 +262,7 @@ mod tests {
             &[(Mount, None), (Network, Some("/dev/null"))],
             &[(Mount, None), (Network, Some("/proc/self/ns/ipc"))],
             &[(Mount, None), (Network, Some("/proc/self/ns/net\0"))],
-            &[(Mount, None), (Pid, Some("/proc/self/ns/pid"))],
+            &[(Mount, None), (Pid, Some("/proc/self/ns/net"))],
         ] {
             assert!(lowered(refused, &pod).is_err(), "{refused:?}");
         }

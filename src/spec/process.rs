@@ -113,6 +113,13 @@ fn session(
     Ok(lowered)
 }
 
+/// A session's program from a whole OCI process, as `exec --process` has it, under the container's seccomp profile.
+pub fn whole(spec: &Spec, process: &Process, host: Host<'_>) -> Result<(plan::Process, Vec<String>), Error> {
+    let mut warnings = Vec::new();
+    let lowered = lower(process, seccomp(spec, host)?, &[], host.facts, &mut warnings)?;
+    Ok((lowered, warnings))
+}
+
 /// The container's own process.
 pub(crate) fn lower(
     process: &Process,

@@ -25,3 +25,24 @@ pub(crate) fn close_range(first: u32, last: u32, flags: libc::c_uint) -> Result<
     let answer = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     if answer == 0 { Ok(()) } else { Err(last_errno()) }
 }
+
+/// Puts a copy of a descriptor at a number, open across execve. Only for a process about to execute another program:
+/// whoever owned that number loses it.
+pub fn place(descriptor: std::os::fd::BorrowedFd<'_>, number: u32) -> Result<(), Errno> {
+    let number = i32::try_from(number).map_err(|_| Errno::BADF)?;
+    // SAFETY: takes plain numbers and no pointer; the owner of what is closed here is not used again, see above.
+    let answer = unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&descriptor), number) };
+    if answer == number { Ok(()) } else { Err(last_errno()) }
+}
+
+/// A copy of a descriptor that this process was started with and that nothing in it owns.
+pub fn inherited(number: u32) -> Result<std::os::fd::OwnedFd, Errno> {
+    let number = i32::try_from(number).map_err(|_| Errno::BADF)?;
+    // SAFETY: takes plain numbers and no pointer; a number that is not open is refused with EBADF.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(last_errno());
+    }
+    // SAFETY: fcntl has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(copy) })
+}

@@ -284,6 +284,7 @@ fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command)
         process: Some(process),
         cgroup: Some(cgroup),
         stdio: Some(stdio),
+        foreign: None,
     };
     Ok(Prepared { request, descriptors: slots.into_descriptors(), group, streams })
 }

@@ -264,6 +264,7 @@ fn setup(node: &Node, id: &SandboxId, config: &SandboxConfig) -> Result<Setup, E
         root_uid,
         root_gid,
         file_label: String::new(),
+        leaves: false,
     })
 }
 

@@ -17,10 +17,13 @@
 //! 11 identity: keyring, limits, labels, groups, ids, capabilities (identity.rs)
 //! 12 PATH lookup, as the user
 //! 13 descriptors 0, 1, 2; all others close-on-exec
-//! 14 "prepared"; wait for the start when held
+//! 14 "prepared"; wait for the start when held; startContainer hooks
 //! 15 no_new_privs, seccomp, last capabilities
 //! 16 execve
 //! ```
+//! Hooks that run before the root changes need a host to run in: with them (hooks.rs), the child copies the host's mounts,
+//! step 5 only mounts the root where the bundle has it, the pause and the hooks come after 6, and then the root changes.
+//!
 //! The child is single-threaded and a copy of a single-threaded process, so it may allocate. It is not dumpable until
 //! execve: nobody inside the container can trace it (CVE-2016-9962), and it has closed every descriptor of the monitor
 //! that is not its own business. A failed step travels to the monitor over the control socket and the child ends; what
@@ -28,6 +31,7 @@
 
 pub(crate) mod control;
 mod devices;
+mod hooks;
 mod identity;
 mod mask;
 mod mounts;
@@ -40,13 +44,13 @@ mod terminal;
 use std::os::fd::BorrowedFd;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use pinnace_sys::clone::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWUSER, NEWUTS};
+use pinnace_sys::clone::{NEWCGROUP, NEWIPC, NEWNET, NEWNS, NEWPID, NEWUSER, NEWUTS};
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use crate::failure::{At, Failure};
 use crate::monitor::user::become_root;
-use crate::plan::{CgroupJoin, LaunchPlan, Process};
+use crate::plan::{CgroupJoin, Hooks, LaunchPlan, Process};
 use crate::procfs::Procfs;
 use crate::slots::Slots;
 use control::Control;
@@ -80,6 +84,12 @@ pub(crate) struct Kit<'a> {
     pub stdio: [Option<BorrowedFd<'a>>; 3],
     /// Wait before execve.
     pub hold: bool,
+    /// Where to wait, if not at the monitor.
+    pub start_socket: Option<BorrowedFd<'a>>,
+    /// Gets the terminal's master in the monitor's place.
+    pub console: Option<BorrowedFd<'a>>,
+    /// Descriptors 3 and above.
+    pub inherited: Vec<BorrowedFd<'a>>,
 }
 
 /// Becomes a container; returns only on failure.
@@ -100,7 +110,8 @@ fn launch(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> Result<std::conve
     join_cgroups(plan.cgroup.as_ref(), kit.slots)?;
     let mut owned = inherited;
     if let Some(namespaces) = &plan.namespaces {
-        for join in &namespaces.join {
+        // One is born into a PID namespace: the monitor has seen to that.
+        for join in namespaces.join.iter().filter(|join| join.kind != NEWPID) {
             enter(kit.slots.at(join.slot)?, join.kind)?;
             owned &= !join.kind;
         }
@@ -116,9 +127,19 @@ fn launch(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> Result<std::conve
     let made = mounts::make_early(plan)?;
     let held = rootfs::take_from_monitor(plan, inherited)?;
     let root = kit.slots.at(plan.rootfs)?;
-    rootfs::enter(root)?;
+    let hooks = plan.hooks.as_ref();
+    let stage = hooks.and_then(|hooks| hooks.stage.as_ref());
+    match stage {
+        Some(stage) => rootfs::put_on_stage(root, kit.slots.at(stage.host_mounts)?, &stage.rootfs)?,
+        None => rootfs::enter(root)?,
+    }
     mounts::mount_all(plan, root, kit.slots, held.shm, made)?;
     devices::make_all(plan, root, kit.slots)?;
+    if let Some(hooks) = hooks.filter(|_| stage.is_some()) {
+        kit.control.pause()?;
+        hooks::create_container(hooks, kit.procfs)?;
+        rootfs::leave_stage(root)?;
+    }
     let terminal = if process.terminal { Some(Terminal::open(root, process)?) } else { None };
     if let Some(terminal) = &terminal {
         terminal.bind_console(root)?;
@@ -127,7 +148,8 @@ fn launch(plan: &LaunchPlan, inherited: u64, kit: &Kit<'_>) -> Result<std::conve
     mask::protect(&plan.read_only_paths, root)?;
     let directory = program::working_directory(root, &process.cwd, program::Missing::Create)?;
     rootfs::finish(root, plan)?;
-    become_program(process, root, directory.as_ref().map(std::os::fd::AsFd::as_fd), terminal, kit)
+    let directory = directory.as_ref().map(std::os::fd::AsFd::as_fd);
+    become_program(process, root, directory, terminal, hooks, kit)
 }
 
 /// Becomes a process of a running container; returns only on failure.
@@ -173,7 +195,7 @@ fn join(
     let root = std::os::fd::AsFd::as_fd(&root);
     let terminal = if process.terminal { Some(Terminal::open(root, process)?) } else { None };
     let directory = program::working_directory(root, &process.cwd, program::Missing::Refuse)?;
-    become_program(process, root, directory.as_ref().map(std::os::fd::AsFd::as_fd), terminal, kit)
+    become_program(process, root, directory.as_ref().map(std::os::fd::AsFd::as_fd), terminal, None, kit)
 }
 
 /// Steps 11 to 16, alike for both.
@@ -182,14 +204,19 @@ fn become_program(
     root: BorrowedFd<'_>,
     directory: Option<BorrowedFd<'_>>,
     terminal: Option<Terminal>,
+    hooks: Option<&Hooks>,
     kit: &Kit<'_>,
 ) -> Result<std::convert::Infallible, Failure> {
     let program = program::Program::of(process)?;
     if let Some(terminal) = &terminal {
-        kit.control.terminal(terminal.master())?;
+        match kit.console {
+            Some(console) => terminal.send(console)?,
+            None => kit.control.terminal(terminal.master())?,
+        }
         terminal.control()?;
     }
     let stdio = program::Stdio::choose(root, terminal.as_ref(), kit.stdio, process)?;
+    let state = hooks.map(|hooks| hooks::state(hooks, kit.procfs)).transpose()?;
     identity::limit(process, kit.procfs)?;
     let identity = identity::assume(process)?;
     program::change_directory(directory, root, &process.cwd)?;
@@ -197,8 +224,12 @@ fn become_program(
     stdio.install()?;
     drop(terminal);
     pinnace_sys::descriptor::close_on_exec_from(3).at("exec", "close_range", "")?;
+    let start_socket = program::inherit(&kit.inherited, &kit.control, kit.start_socket)?;
     identity::default_signals()?;
-    kit.control.prepared(kit.hold)?;
+    kit.control.prepared(kit.hold, start_socket.as_ref().map(std::os::fd::AsFd::as_fd))?;
+    if let (Some(hooks), Some(state)) = (hooks, &state) {
+        hooks::start_container(hooks, state)?;
+    }
     identity.seal(process)?;
     Err(program.execute(&path))
 }

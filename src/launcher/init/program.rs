@@ -4,10 +4,11 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, OFlags, Uid, accessat, fchown, fstat, makedev, stat};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{fchdir, getcwd};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
+use super::control::Control;
 use super::target::{self, Kind, Links};
 use super::terminal::Terminal;
 use crate::failure::{At, Failure};
@@ -103,6 +104,29 @@ impl<'a> Stdio<'a> {
         dup2_stderr(stderr).at("exec", "dup2", "stderr")?;
         dup2_stdin(stdin).at("exec", "dup2", "stdin")
     }
+}
+
+/// Puts descriptors in place from 3 on, open across execve, and everything else that is still needed above them. Returns
+/// the start socket's new place.
+pub(super) fn inherit(
+    inherited: &[BorrowedFd<'_>],
+    control: &Control<'_>,
+    start_socket: Option<BorrowedFd<'_>>,
+) -> Result<Option<OwnedFd>, Failure> {
+    const FIRST: u32 = 3;
+    let count = u32::try_from(inherited.len()).unwrap_or(u32::MAX);
+    let above = FIRST.checked_add(count).and_then(|above| i32::try_from(above).ok());
+    let above = above.ok_or_else(|| Failure::refused("exec", "", "too many descriptors to hand on"))?;
+    let lift = |fd: BorrowedFd<'_>| fcntl_dupfd_cloexec(fd, above).at("exec", "fcntl", "");
+    let start_socket = start_socket.map(lift).transpose()?;
+    if !inherited.is_empty() {
+        let lifted = inherited.iter().map(|fd| lift(*fd)).collect::<Result<Vec<_>, _>>()?;
+        control.replace(lift(control.as_fd())?);
+        for (number, fd) in (FIRST..).zip(&lifted) {
+            pinnace_sys::descriptor::place(fd.as_fd(), number).at("exec", "dup2", number.to_string())?;
+        }
+    }
+    Ok(start_socket)
 }
 
 /// Makes the streams the program's from outside its user namespace, whose root has no say over them. `root` is that root's

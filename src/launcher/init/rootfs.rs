@@ -2,12 +2,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::sched::{CloneFlags, setns, unshare};
 use pinnace_sys::clone::NEWIPC;
-use pinnace_sys::mount::{Attributes, PRIVATE, RDONLY, Reach, change};
+use pinnace_sys::mount::{Attributes, PRIVATE, RDONLY, Reach, change, change_at};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount};
 use rustix::process::{chdir, fchdir, pivot_root};
 
+use super::errno;
 use crate::failure::{At, Failure};
 use crate::monitor::room;
 use crate::plan::{LaunchPlan, MountSource};
@@ -58,6 +60,31 @@ pub(super) fn enter(root: BorrowedFd<'_>) -> Result<(), Failure> {
     // pivot_root(2) refuses a shared root, as a bind mount of a host directory would be.
     change(root, Reach::Mount, &Attributes::propagating(PRIVATE)).at(stage, "mount_setattr", "/")?;
     move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at(stage, "move_mount", "/")?;
+    fchdir(root).at(stage, "fchdir", "/")?;
+    pivot_root(".", ".").at("pivot_root", "pivot_root", "/")?;
+    unmount(".", UnmountFlags::DETACH).at("pivot_root", "umount2", "/")?;
+    chdir("/").at(stage, "chdir", "/")
+}
+
+/// Mounts the root in a copy of the host's mounts, for hooks to find it there.
+pub(super) fn put_on_stage(
+    root: BorrowedFd<'_>,
+    host_mounts: BorrowedFd<'_>,
+    path: &[u8],
+) -> Result<(), Failure> {
+    let stage = "rootfs";
+    change(root, Reach::Mount, &Attributes::propagating(PRIVATE)).at(stage, "mount_setattr", "/")?;
+    setns(host_mounts, CloneFlags::CLONE_NEWNS).map_err(errno).at(stage, "setns", "mount")?;
+    unshare(CloneFlags::CLONE_NEWNS).map_err(errno).at(stage, "unshare", "mount")?;
+    // Nothing that is mounted from here on comes to the host.
+    change_at(c"/", Reach::Tree, &Attributes::propagating(PRIVATE)).at(stage, "mount_setattr", "/")?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(root, "", CWD, path, flags).at(stage, "move_mount", path)
+}
+
+/// Makes it the root, after the hooks.
+pub(super) fn leave_stage(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    let stage = "rootfs";
     fchdir(root).at(stage, "fchdir", "/")?;
     pivot_root(".", ".").at("pivot_root", "pivot_root", "/")?;
     unmount(".", UnmountFlags::DETACH).at("pivot_root", "umount2", "/")?;

@@ -13,6 +13,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use super::mounts::{attach, bind};
 use super::target::{self, Kind, Links};
 use crate::failure::{At, Failure};
+use crate::packet;
 use crate::plan::Process;
 
 const STAGE: &str = "terminal";
@@ -63,6 +64,13 @@ impl Terminal {
 
     pub fn user_end(&self) -> BorrowedFd<'_> {
         self.user_end.as_fd()
+    }
+
+    /// Gives the master to whoever asked for it, beside the name that the user's end has in the container.
+    pub fn send(&self, socket: BorrowedFd<'_>) -> Result<(), Failure> {
+        let name = rustix::termios::ttyname(&self.user_end, Vec::new());
+        let name = name.as_ref().map_or(&b"/dev/pts/ptmx"[..], |name| name.as_bytes());
+        packet::send(socket, name, &[self.master.as_fd()]).at(STAGE, "sendmsg", "console socket")
     }
 
     /// Makes it the controlling terminal of this session.

@@ -19,6 +19,7 @@ use crate::init::control::{self, Control, Word};
 use crate::init::{self, Kit, UserNamespace, errno};
 use crate::log::{self, Log, Origin};
 use crate::plan::{CgroupJoin, Namespaces, Slot, Stdio};
+use crate::procfs::Procfs;
 use crate::protocol::{Exec, Launch, Launched, Reply};
 use crate::slots::Slots;
 
@@ -57,15 +58,14 @@ impl Monitor {
         let streams = if process.terminal { Streams::default() } else { container_streams(&stdio, slots)? };
         let (ours, theirs) = control::pair()?;
         let kit = Kit {
-            control: Control(theirs.as_fd()),
-            procfs: &self.procfs,
-            slots,
             stdio: streams.child.each_ref().map(|fd| fd.as_ref().map(AsFd::as_fd)),
             hold: plan.hold,
+            start_socket: plan.start_socket.map(|slot| slots.at(slot)).transpose()?,
+            ..kit(&theirs, &self.procfs, slots, &stdio)?
         };
         let oom = oom_counter(plan.cgroup.as_ref(), slots)?;
         let inherited = pod.namespaces;
-        let pid_namespace = self.pid_namespace(pod, &namespaces)?;
+        let pid_namespace = self.pid_namespace(pod, &namespaces, slots)?;
         // The cgroup namespace comes later, from inside the cgroup.
         let mut flags = NEWNS | namespaces.create & !NEWCGROUP;
         match (&pid_namespace, namespaces.host_pid) {
@@ -118,16 +118,9 @@ impl Monitor {
         let stdio = exec.stdio.clone().unwrap_or_default();
         let at = |slot: Option<Slot>| slot.map(|slot| slots.at(slot)).transpose();
         let given = [at(stdio.stdin_slot)?, at(stdio.stdout_slot)?, at(stdio.stderr_slot)?];
-        let container = self.find(&exec.container_id, "")?;
-        let (target, user) = match self.tasks.get(&container) {
-            Some(task) if matches!(task.phase, Phase::Running) => {
-                (rustix::io::fcntl_dupfd_cloexec(&task.pidfd, 3).at("exec", "fcntl", "")?, task.user)
-            }
-            _ => return Err(Failure::refused("state", &exec.container_id, "container does not run")),
-        };
+        let (target, user) = self.exec_target(&exec, slots)?;
         let (ours, theirs) = control::pair()?;
-        let kit =
-            Kit { control: Control(theirs.as_fd()), procfs: &self.procfs, slots, stdio: given, hold: false };
+        let kit = Kit { stdio: given, ..kit(&theirs, &self.procfs, slots, &stdio)? };
         let oom = oom_counter(exec.cgroup.as_ref(), slots)?;
         let cgroup = cgroup_directory(exec.cgroup.as_ref(), slots)?;
         // The session's child is born in the container's PID namespace: one can only be born into it, not move there.
@@ -143,7 +136,7 @@ impl Monitor {
             ..unborn(cloned, ours, caller, false)
         };
         let id = self.add_task(task, Streams::default())?;
-        if process.terminal {
+        if process.terminal && stdio.console_slot.is_none() {
             let take = |slot: Option<Slot>| slot.map(|slot| slots.take(slot)).transpose();
             let outputs = [(Origin::Stdout, take(stdio.stdout_slot)?), (Origin::Stderr, None)];
             self.attach(id, take(stdio.stdin_slot)?, outputs, true, None)?;
@@ -151,13 +144,34 @@ impl Monitor {
         Ok(())
     }
 
-    /// Lets a held container go on.
+    /// What a session joins.
+    fn exec_target(&self, exec: &Exec, slots: &Slots) -> Result<(OwnedFd, Option<UserNamespace>), Failure> {
+        if let Some(foreign) = &exec.foreign {
+            let user = foreign
+                .user
+                .as_ref()
+                .map(|user| UserNamespace { own: user.own, root: (user.root_uid, user.root_gid) });
+            return Ok((slots.take(foreign.process)?, user));
+        }
+        let container = self.find(&exec.container_id, "")?;
+        match self.tasks.get(&container) {
+            Some(task) if matches!(task.phase, Phase::Running) => {
+                Ok((rustix::io::fcntl_dupfd_cloexec(&task.pidfd, 3).at("exec", "fcntl", "")?, task.user))
+            }
+            _ => Err(Failure::refused("state", &exec.container_id, "container does not run")),
+        }
+    }
+
+    /// Lets a paused launch or a held container go on.
     pub(super) fn start(&mut self, caller: Caller, container_id: &str) -> Result<(), Failure> {
         let (_, task) = self.find_alive(container_id, "")?;
         match &mut task.phase {
-            Phase::Born(birth) if birth.hold && birth.prepared && birth.caller.is_none() => {
+            Phase::Born(birth)
+                if birth.caller.is_none() && (birth.paused || birth.hold && birth.prepared) =>
+            {
                 control::start(&birth.control)?;
-                birth.hold = false;
+                birth.hold &= birth.paused;
+                birth.paused = false;
                 birth.caller = Some(caller);
                 birth.deadline = Some(Instant::now() + BIRTH);
                 Ok(())
@@ -182,7 +196,15 @@ impl Monitor {
     }
 
     /// A process of the PID namespace to be born into, if it is not a new one or ours.
-    fn pid_namespace(&self, pod: &Pod, namespaces: &Namespaces) -> Result<Option<OwnedFd>, Failure> {
+    fn pid_namespace(
+        &self,
+        pod: &Pod,
+        namespaces: &Namespaces,
+        slots: &Slots,
+    ) -> Result<Option<OwnedFd>, Failure> {
+        if let Some(join) = namespaces.join.iter().find(|join| join.kind == NEWPID) {
+            return slots.take(join.slot).map(Some);
+        }
         let pidfd = if !namespaces.target_container.is_empty() {
             let target = self.find(&namespaces.target_container, "")?;
             match self.tasks.get(&target) {
@@ -229,7 +251,7 @@ impl Monitor {
     fn kept<'a>(&'a self, kit: &Kit<'a>) -> Vec<BorrowedFd<'a>> {
         let mut keep: Vec<BorrowedFd<'a>> = kit.slots.all().collect();
         keep.extend(kit.stdio.into_iter().flatten());
-        keep.extend([kit.control.0, self.procfs.as_fd()]);
+        keep.extend([kit.control.given(), self.procfs.as_fd()]);
         keep
     }
 
@@ -277,6 +299,13 @@ impl Monitor {
                 Ok(Some(Word::Terminal(master))) => {
                     if let Err(failure) = self.add_terminal(id, master) {
                         return self.abandon(id, failure);
+                    }
+                }
+                Ok(Some(Word::Paused)) => {
+                    birth.paused = true;
+                    birth.deadline = None;
+                    if let Some(caller) = birth.caller.take() {
+                        self.answer(caller, Reply::Paused(Launched { pid, started_at_ns: 0 }));
                     }
                 }
                 Ok(Some(Word::Prepared)) => {
@@ -351,6 +380,7 @@ fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task 
         caller: Some(caller),
         deadline: Some(Instant::now() + BIRTH),
         hold,
+        paused: false,
         prepared: false,
         failure: None,
     };
@@ -374,6 +404,25 @@ fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task 
         log: None,
         oom: None,
     }
+}
+
+/// What both kinds of children are given; the rest is the container's.
+fn kit<'a>(
+    control: &'a OwnedFd,
+    procfs: &'a Procfs,
+    slots: &'a Slots,
+    stdio: &Stdio,
+) -> Result<Kit<'a>, Failure> {
+    Ok(Kit {
+        control: Control::new(control.as_fd()),
+        procfs,
+        slots,
+        stdio: [None; 3],
+        hold: false,
+        start_socket: None,
+        console: stdio.console_slot.map(|slot| slots.at(slot)).transpose()?,
+        inherited: stdio.inherited.iter().map(|slot| slots.at(*slot)).collect::<Result<_, _>>()?,
+    })
 }
 
 fn open_log(stdio: &Stdio, slots: &Slots) -> Result<Option<Log>, Failure> {

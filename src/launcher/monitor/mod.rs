@@ -265,6 +265,7 @@ impl Monitor {
         while let Ok(Some(seen)) = ended(Child::Peek) {
             let known = self.tasks.iter().find(|(_, task)| task.pid == seen.pid && !task.has_exited());
             match known.map(|(id, _)| *id) {
+                Some(id) if self.is_left(id) => return,
                 Some(id) => self.reap_task(id),
                 None => {
                     // Not waited for by anybody else, so the number is still that child's.
@@ -273,6 +274,16 @@ impl Monitor {
                 }
             }
         }
+    }
+
+    /// Whether a task's end is not ours to hear.
+    fn is_left(&mut self, id: u32) -> bool {
+        if !self.pod.as_ref().is_some_and(|pod| pod.leaves) {
+            return false;
+        }
+        // It may have come that far without our having heard.
+        self.on_control(id);
+        self.tasks.get(&id).is_some_and(|task| task.can_be_left())
     }
 
     fn reap_task(&mut self, id: u32) {

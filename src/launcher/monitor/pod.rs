@@ -37,6 +37,8 @@ pub(super) struct Pod {
     pub root: (u32, u32),
     /// PID 1 of the shared PID namespace.
     pub init: Option<Init>,
+    /// What is held or runs will be somebody else's child, and its end is told to that one.
+    pub leaves: bool,
 }
 
 /// PID 1 of the shared PID namespace.
@@ -86,7 +88,7 @@ impl Pod {
             room::mount_shm(setup.shm_bytes, setup.root_uid, setup.root_gid, &setup.file_label)?;
         }
         if user.is_some() {
-            room::show_kernel(setup.network.is_some())?;
+            room::show_kernel()?;
         }
         procfs.set_sysctls(&setup.sysctls, namespaces)?;
         if let Some(value) = setup.oom_score_adj {
@@ -94,7 +96,7 @@ impl Pod {
         }
         let listener = listen_in(&run_directory)?;
         let init = if setup.share_pid { Some(clone_init(setup, slots, user.as_ref())?) } else { None };
-        Ok((Self { run_directory, namespaces, user, root, init }, listener))
+        Ok((Self { run_directory, namespaces, user, root, init, leaves: setup.leaves }, listener))
     }
 
     /// Keeps a container's end on disk: readers find the old record, none, or the whole new one. Not flushed, for the

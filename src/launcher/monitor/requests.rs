@@ -45,7 +45,7 @@ impl Monitor {
             Request::Resize(resize) => self.resize(&resize).map(done),
             Request::Attach(attach) => self.attach_client(caller, &attach, slots).map(done),
             Request::Sockets(_) => self.send_sockets(caller).map(|()| None),
-            Request::Shutdown(_) => self.shut_down().map(done),
+            Request::Shutdown(shutdown) => self.shut_down(shutdown.leave).map(done),
             Request::Attachments(_) | Request::Large(_) => {
                 Err(Failure::refused("protocol", "", "not a request of its own"))
             }
@@ -198,8 +198,9 @@ impl Monitor {
         Ok(())
     }
 
-    fn shut_down(&mut self) -> Result<(), Failure> {
-        if let Some(task) = self.tasks.values().find(|task| !task.has_exited()) {
+    fn shut_down(&mut self, leave: bool) -> Result<(), Failure> {
+        let needs_us = |task: &Task| !task.has_exited() && (!leave || !task.can_be_left());
+        if let Some(task) = self.tasks.values().find(|task| needs_us(task)) {
             return Err(Failure::refused("state", &task.container_id, "container has not exited"));
         }
         self.ending = true;

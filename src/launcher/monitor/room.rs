@@ -126,15 +126,12 @@ pub(super) fn mount_shm(bytes: u64, uid: u32, gid: u32, label: &str) -> Result<(
     move_mount(&shm, "", CWD, SHM, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).at("shm", "move_mount", SHM)
 }
 
-/// Mounts a procfs and, where the network namespace is the pod's, a sysfs; see the module.
-pub(super) fn show_kernel(own_network: bool) -> Result<(), Failure> {
+/// Mounts a procfs and a sysfs; see the module.
+pub(super) fn show_kernel() -> Result<(), Failure> {
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     for (place, fstype) in iter::zip(KERNEL, ["proc", "sysfs"]) {
-        if fstype == "sysfs" && !own_network {
-            continue;
-        }
         let context = fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC).at(STAGE, "fsopen", fstype)?;
         fsconfig_create(context.as_fd()).at(STAGE, "fsconfig", fstype)?;
         let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)

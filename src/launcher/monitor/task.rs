@@ -1,7 +1,7 @@
 //! A container or an exec session.
 //!
 //! ```text
-//!              ┌─ hold ─► Held ─ Start ─┐
+//!              ┌─ hold ─► Held ─ Start ─┐       (with hooks: Paused ─ Start ─ before that)
 //! Launch ─► Born ───────────────────────┴─► Running ─► Exited ─ Forget ─► gone
 //!    │         │
 //!    └─ failed ┴─► gone, once it has been reaped          exec sessions go as soon as they have exited
@@ -35,6 +35,8 @@ pub(super) struct Birth {
     /// When to give it up; none while held.
     pub deadline: Option<Instant>,
     pub hold: bool,
+    /// It waits for hooks to have run.
+    pub paused: bool,
     pub prepared: bool,
     /// What it said went wrong.
     pub failure: Option<Failure>,
@@ -161,6 +163,15 @@ impl Task {
 
     pub fn has_exited(&self) -> bool {
         matches!(self.phase, Phase::Exited(_))
+    }
+
+    /// Whether it does not need a monitor: it has its streams, and nobody waits for a word of init's.
+    pub fn can_be_left(&self) -> bool {
+        let settled = match &self.phase {
+            Phase::Born(birth) => birth.prepared && birth.caller.is_none(),
+            Phase::Running | Phase::Exited(_) => true,
+        };
+        settled && self.stdout.is_none() && self.stderr.is_none() && self.input.is_none()
     }
 
     pub fn output(&mut self, origin: Origin) -> &mut Option<Output> {

@@ -276,6 +276,7 @@ impl Pod {
             container_id: id.to_owned(),
             process: Some(process),
             cgroup: Some(slots.join(Default::default())),
+            foreign: None,
             stdio: Some(pinnace_launcher::plan::Stdio { stdout_slot, ..Default::default() }),
         };
         let descriptors = slots.into_descriptors();
@@ -360,7 +361,7 @@ impl Drop for Pod {
     fn drop(&mut self) {
         let monitor = self.monitor.get_mut();
         let connection: &Connection = &monitor.connection;
-        if connection.call(9, Request::Shutdown(Shutdown {}), &[], LIMIT, |_| {}).is_err() {
+        if connection.call(9, Request::Shutdown(Shutdown::default()), &[], LIMIT, |_| {}).is_err() {
             // A container still runs because an assertion failed.
             let _ = monitor.child.kill();
         }

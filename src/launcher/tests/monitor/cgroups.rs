@@ -68,6 +68,7 @@ fn containers_and_sessions_join_version_1_by_themselves() {
         process: Some(process(&["sleep", "600"])),
         cgroup: Some(CgroupJoin { tasks: vec![0], ..CgroupJoin::default() }),
         stdio: None,
+        foreign: None,
     };
     let tasks = cgroup.open("tasks", OFlags::WRONLY);
     let request = pinnace_launcher::protocol::Request::Exec(exec);

@@ -258,6 +258,7 @@ impl Pod {
             container_id: container.to_owned(),
             process: Some(process),
             cgroup: None,
+            foreign: None,
             stdio: Some(Stdio { stdout_slot: Some(0), stderr_slot: Some(0), ..Stdio::default() }),
         };
         self.call(Request::Exec(exec), &[write.as_fd()])?;

@@ -148,10 +148,10 @@ fn the_monitor_ends_when_told_and_not_before() {
     let mut pod = Pod::with(|setup| setup.share_pid = true);
     let image = pod.image.path().to_owned();
     pod.launch("c1", &Planned::new(&image, &["sleep", "60"])).unwrap();
-    assert_eq!(pod.call(Request::Shutdown(Shutdown {}), &[]).unwrap_err().stage, "state");
+    assert_eq!(pod.call(Request::Shutdown(Shutdown::default()), &[]).unwrap_err().stage, "state");
     pod.kill("c1", 9).unwrap();
     pod.exit("c1");
-    pod.call(Request::Shutdown(Shutdown {}), &[]).unwrap();
+    pod.call(Request::Shutdown(Shutdown::default()), &[]).unwrap();
     assert!(pod.child.wait().unwrap().success());
     assert!(!pod.run.path().join("monitor.sock").exists());
     pod.connection = None;

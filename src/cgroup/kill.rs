@@ -76,6 +76,17 @@ impl Cgroup {
         Err(CgroupError::TimedOut { path: self.relative().into(), state: "frozen", waited: FREEZE_PATIENCE })
     }
 
+    /// Whether it is frozen, by its own setting or one above it.
+    pub fn is_frozen(&self) -> bool {
+        let (mount, file) = match (self.freezer(), self.hierarchy().v2()) {
+            (Some(mount), _) => (mount, "freezer.state"),
+            (None, Some(mount)) => (mount, "cgroup.events"),
+            (None, None) => return false,
+        };
+        let text = file::read_text(mount.dir(), &format!("{}/{file}", self.relative()));
+        text.is_ok_and(|text| text.trim() == "FROZEN" || text.contains("frozen 1"))
+    }
+
     /// Lets every process in it go on.
     pub fn thaw(&self) -> Result<()> {
         let (mount, file, value) = match self.freezer() {

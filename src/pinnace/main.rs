@@ -19,12 +19,14 @@ const DOCKER_USAGE: u8 = 125;
 enum Command {
     /// Run the daemon: serve the CRI for the kubelet and crictl
     Serve(serve::Arguments),
+    /// Be an OCI runtime: runc's commands and flags
+    Oci(Box<pinnace_oci::Oci>),
     #[command(flatten)]
     Client(pinnace_cli::Verb),
 }
 
 fn main() -> ExitCode {
-    let command = match Command::try_parse() {
+    let command = match Command::try_parse_from(pinnace_oci::arguments(std::env::args_os())) {
         Ok(command) => command,
         Err(error) => {
             let _ = error.print();
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     };
     let result = match command {
         Command::Serve(arguments) => arguments.run(),
+        Command::Oci(oci) => return oci.run(),
         Command::Client(verb) => verb.run(<Command as clap::CommandFactory>::command),
     };
     let Err(error) = result else { return ExitCode::SUCCESS };

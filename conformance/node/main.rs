@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "all of this is tests")]
 
 mod attach;
+mod builds;
 mod cdi;
 mod clients;
 mod cni;

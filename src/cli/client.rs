@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use hyper_util::rt::TokioIo;
+use pinnace_admin_api::v1::builds_client::BuildsClient;
 use pinnace_admin_api::v1::containers_client::ContainersClient;
 use pinnace_admin_api::v1::images_client::ImagesClient;
 use pinnace_admin_api::v1::system_client::SystemClient;
@@ -33,6 +34,8 @@ pub struct Client {
     pub images: ImageServiceClient<Channel>,
     /// What the CRI has no words for.
     pub admin_images: ImagesClient<Channel>,
+    /// Builds.
+    pub admin_builds: BuildsClient<Channel>,
     /// The node as a whole.
     pub admin_system: SystemClient<Channel>,
     /// Containers of the command line.
@@ -58,6 +61,7 @@ impl Client {
         Ok(Client {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             images: ImageServiceClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
+            admin_builds: BuildsClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             admin_system: SystemClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             admin_images: ImagesClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),
             containers: ContainersClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX),

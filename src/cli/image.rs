@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use pinnace_admin_api::v1::{ExplainRequest, ExplainResponse};
 
 use crate::archives::{Import, Load, Save};
+use crate::build::Build;
 use crate::client::{Client, Target, refusal};
 use crate::images::{History, Images, Prune, Rmi, Tag, Tree};
 use crate::inspect::{Inspect, Kind};
@@ -26,6 +27,8 @@ pub enum Image {
     Pull(Pull),
     /// Show the pulls that are under way, also those of the kubelet
     Pulls(Pulls),
+    /// Build an image from a Dockerfile
+    Build(Box<Build>),
     /// Push an image to its registry
     Push(Push),
     /// Give an image one more name
@@ -66,6 +69,7 @@ impl Image {
             Self::Ls(images) => images.run().await,
             Self::Pull(pull) => pull.run().await,
             Self::Pulls(pulls) => pulls.run().await,
+            Self::Build(build) => build.run().await,
             Self::Push(push) => push.run().await,
             Self::Tag(tag) => tag.run().await,
             Self::Rm(rmi) => rmi.run().await,

@@ -5,6 +5,7 @@
 //! socket.
 
 mod archives;
+mod build;
 mod client;
 mod container;
 mod exit;
@@ -29,6 +30,7 @@ use clap::Subcommand;
 use anyhow::{Context as _, bail};
 
 pub use archives::{Import, Load, Save};
+pub use build::Build;
 pub use client::Target;
 pub use container::{Group, Verbs, Volume};
 pub use exit::Exit;
@@ -51,6 +53,8 @@ pub enum Verb {
     Info(Target),
     /// Pull an image, and show how far it is
     Pull(Pull),
+    /// Build an image from a Dockerfile
+    Build(Box<Build>),
     /// Push an image to its registry
     Push(Push),
     /// List images
@@ -104,6 +108,7 @@ impl Verb {
                 Verb::Version(target) => info::version(&target).await,
                 Verb::Info(target) => info::info(&target).await,
                 Verb::Pull(pull) => pull.run().await,
+                Verb::Build(build) => build.run().await,
                 Verb::Push(push) => push.run().await,
                 Verb::Images(images) => images.run().await,
                 Verb::Tag(tag) => tag.run().await,

@@ -234,6 +234,22 @@ pub enum Error {
     /// An archive of images.
     #[error(transparent)]
     Archive(#[from] Box<pinnace_archive::Error>),
+    /// Something is wrong with a Dockerfile, or one of its steps has failed; with the lines that it is about.
+    #[error("{excerpt}")]
+    Dockerfile {
+        /// The lines, and what is wrong or which instruction has failed.
+        excerpt: String,
+        /// Why it has failed.
+        source: Option<Box<Error>>,
+    },
+    /// A program of a build has failed.
+    #[error("process {command:?} {outcome}")]
+    Process {
+        /// Its first line.
+        command: String,
+        /// How.
+        outcome: String,
+    },
     /// Something that is in use, in Docker's words.
     #[error("conflict: {0}")]
     Conflict(String),
@@ -341,7 +357,10 @@ impl Error {
             Self::Pull(error) => pull_code(error),
             Self::Push(error) => push_code(error),
             Self::Archive(error) => archive_code(error),
-            Self::Conflict(_) => Code::FailedPrecondition,
+            Self::Conflict(_) | Self::Process { .. } => Code::FailedPrecondition,
+            Self::Dockerfile { source, .. } => {
+                source.as_ref().map_or(Code::InvalidArgument, |source| source.code())
+            }
             Self::Registry(error) => registry_code(error.kind()),
             Self::Network(error) => network_code(error),
             Self::NetworkNotReady(_) => Code::Unavailable,

@@ -1,6 +1,7 @@
 //! `pinnace serve`: the CRI server.
 //!
 //! ```text
+//! build/      Dockerfiles carried out
 //! admin/      the same for the API of our own
 //! cri/        a file per RPC: wire to our types and back            the only place that knows CRI messages
 //! sandbox/    run, stop, remove a pod: record, network, monitor
@@ -14,6 +15,7 @@
 
 pub mod admin;
 pub mod apparmor;
+pub mod build;
 pub mod clock;
 pub mod config;
 pub mod container;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use pinnace_admin_api::v1::builds_server::BuildsServer;
 use pinnace_admin_api::v1::containers_server::ContainersServer;
 use pinnace_admin_api::v1::images_server::ImagesServer;
 use pinnace_admin_api::v1::system_server::SystemServer;
@@ -26,7 +27,7 @@ use crate::cri::Services;
 use crate::network::PodNetworks;
 use crate::node::{Node, Parts};
 use crate::streaming::Streaming;
-use crate::{admin, apparmor, clock, logging, owner_map, record, recover, socket, state_lock};
+use crate::{admin, apparmor, build, clock, logging, owner_map, record, recover, socket, state_lock};
 
 /// Largest message of a call, as the kubelet has it; tonic's default of 4 MiB would cut large lists.
 const MESSAGE_BYTES: usize = 16 << 20;
@@ -62,6 +63,7 @@ async fn run(config: Config) -> anyhow::Result<()> {
     }
     let node = Node::new(parts);
     recover::recover(&node).await.context("recover")?;
+    node.blocking(build::recover).await.context("recover builds")?;
 
     let streaming = Arc::new(Streaming::bind(&node).await.context("serve streams")?);
     let services = Services::new(Arc::clone(&node), Arc::clone(&streaming));
@@ -81,6 +83,10 @@ async fn run(config: Config) -> anyhow::Result<()> {
             ImagesServer::new(admin::Services::new(Arc::clone(&node)))
                 .max_decoding_message_size(MESSAGE_BYTES)
                 .max_encoding_message_size(MESSAGE_BYTES),
+        )
+        .add_service(
+            BuildsServer::new(admin::Services::new(Arc::clone(&node)))
+                .max_decoding_message_size(MESSAGE_BYTES),
         )
         .add_service(
             SystemServer::new(admin::Services::new(Arc::clone(&node)))

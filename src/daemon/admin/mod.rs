@@ -3,6 +3,7 @@
 //! Like CRI types, its types go no further down than this folder.
 
 mod archives;
+mod builds;
 pub mod containers;
 mod explain;
 mod images;
@@ -131,5 +132,15 @@ impl v1::system_server::System for Services {
     ) -> Result<Response<v1::PruneBuildsResponse>, Status> {
         let request = request.into_inner();
         Ok(Response::new(self.node.blocking(move |node| system::prune_builds(node, request)).await?))
+    }
+}
+
+#[tonic::async_trait]
+impl v1::builds_server::Builds for Services {
+    async fn build(
+        &self,
+        request: Request<Streaming<v1::BuildInput>>,
+    ) -> Result<Response<BoxStream<v1::BuildEvent>>, Status> {
+        Ok(Response::new(Box::pin(builds::answer(&self.node, request.into_inner()).await?)))
     }
 }

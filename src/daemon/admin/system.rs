@@ -107,5 +107,9 @@ fn outcome(outcome: Outcome) -> &'static str {
 pub fn prune_builds(node: &Node, request: v1::PruneBuildsRequest) -> Result<v1::PruneBuildsResponse, Error> {
     let until = u64::try_from(request.until).unwrap_or(0);
     let steps = node.store.forget_steps(|step| until == 0 || step.used_at < until)?;
+    if until == 0 {
+        // What steps keep between builds.
+        crate::record::remove_directory(&crate::build::caches::directory(node))?;
+    }
     Ok(v1::PruneBuildsResponse { steps: steps as u64, freed_bytes: node.store.gc()?.freed.bytes })
 }

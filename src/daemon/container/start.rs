@@ -263,7 +263,7 @@ fn sources(
 }
 
 /// Makes the container's cgroup and the descriptors by which its first process joins it.
-fn cgroup(
+pub(crate) fn cgroup(
     node: &Node,
     path: &str,
     privileged: bool,

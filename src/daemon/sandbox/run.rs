@@ -8,12 +8,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use pinnace_cgroup::{CgroupPath, Driver};
+use pinnace_cgroup::{Cgroup, CgroupError, CgroupPath, Driver};
 use pinnace_launcher::namespaces::{Made, Wanted};
 use pinnace_launcher::protocol::{Ready, Reply, Request, Setup};
 use pinnace_spec::sysctl::{OwnedNamespaces, sysctls};
 
 use super::record::{NamespaceMode, Phase, RECORD_VERSION, SandboxConfig, SandboxNetwork, SandboxRecord};
+use super::remove::remove_cgroup;
 use super::{Sandbox, files};
 use crate::clock;
 use crate::config::CgroupDriver;
@@ -99,11 +100,30 @@ fn taken(node: &Node, config: &SandboxConfig, holder: &str) -> Result<SandboxId,
 }
 
 async fn build(node: &Arc<Node>, id: &SandboxId, config: SandboxConfig) -> Result<Arc<Sandbox>, Error> {
+    assemble_labelled(node, id, config, Phase::Ready).await
+}
+
+/// A sandbox that is on no list. Its record says that it is being started: a daemon that finds it undoes it, as the caller
+/// does in the end ([`undo`]).
+pub(crate) async fn build_unlisted(
+    node: &Arc<Node>,
+    id: &SandboxId,
+    config: SandboxConfig,
+) -> Result<Arc<Sandbox>, Error> {
+    assemble_labelled(node, id, config, Phase::Starting).await
+}
+
+async fn assemble_labelled(
+    node: &Arc<Node>,
+    id: &SandboxId,
+    config: SandboxConfig,
+    phase: Phase,
+) -> Result<Arc<Sandbox>, Error> {
     let mut setup = setup(node, id, &config)?;
     let labels = node.selinux.of_pod(&config.selinux)?;
     setup.file_label = labels.as_ref().map(|labels| labels.file.clone()).unwrap_or_default();
     let kept = labels.clone();
-    let built = assemble(node, id, config, setup, labels).await;
+    let built = assemble(node, id, config, phase, setup, labels).await;
     if let (Err(_), Some(labels)) = (&built, &kept) {
         node.selinux.release(labels);
     }
@@ -114,6 +134,7 @@ async fn assemble(
     node: &Arc<Node>,
     id: &SandboxId,
     config: SandboxConfig,
+    phase: Phase,
     setup: Setup,
     labels: Option<Labels>,
 ) -> Result<Arc<Sandbox>, Error> {
@@ -163,7 +184,7 @@ async fn assemble(
     let attaching = async { node.network.complete(connected?, ready.pid).await };
     let network = attaching.await.within(|| "attach network".to_owned())?;
     sandbox.change(|record| {
-        record.phase = Phase::Ready;
+        record.phase = phase;
         record.monitor_pid = ready.pid;
         record.init_pid = ready.init_pid;
         record.network = network;
@@ -286,20 +307,61 @@ async fn monitor(
     }
 }
 
+/// The cgroup of what runs in a sandbox that is on no list; its container has the sandbox's id, so that [`undo`] finds it.
+pub(crate) fn build_cgroup(parent: &str, id: &SandboxId) -> Result<CgroupPath, Error> {
+    Ok(CgroupPath::for_container(parent, "pinnace", id.as_str())?)
+}
+
 /// Takes back whatever a run that failed or was cut short has made. Problems are logged: the caller already has one.
 pub async fn undo(node: &Node, id: &SandboxId) {
     let directory = node.sandbox_directory(id);
     node.network.undo_plugins(id).await;
+    let own = own_cgroup_recorded(&directory);
+    if let Some(own) = own.clone() {
+        // A monitor stays as long as something runs.
+        let own_id = id.clone();
+        let killed = node.blocking(move |node| match open(node, &build_cgroup(&own, &own_id)?)? {
+            Some(cgroup) => Ok(cgroup.kill_all()?),
+            None => Ok(()),
+        });
+        if let Err(error) = killed.await {
+            tracing::error!(sandbox_id = %id, error = error.chain(), "kill what runs in a failed sandbox");
+        }
+    }
     match Monitor::connect(node, id, &directory).await {
         Ok((monitor, _)) => monitor.shutdown().await,
         Err(error) => tracing::debug!(sandbox_id = %id, error = error.chain(), "no monitor to end"),
     }
-    let own = id.clone();
-    let undone = node.blocking(move |node| {
-        node.network.detach_built_in(&own, None)?;
-        Ok(disk::remove_directory(&node.sandbox_directory(&own))?)
-    });
-    if let Err(error) = undone.await {
+    if let Err(error) = take_back(node, id, own).await {
         tracing::error!(sandbox_id = %id, error = error.chain(), "undo a failed sandbox");
+    }
+}
+
+async fn take_back(node: &Node, id: &SandboxId, own_cgroup: Option<String>) -> Result<(), Error> {
+    let slice = own_cgroup.as_deref().map(CgroupPath::try_from).transpose()?;
+    if let (Some(systemd), Some(slice)) = (&node.systemd, &slice) {
+        systemd.stop_slice(slice).await?;
+    }
+    let id = id.clone();
+    node.blocking(move |node| {
+        if let (Some(own), Some(slice)) = (own_cgroup, slice) {
+            remove_cgroup(node, &build_cgroup(&own, &id)?)?;
+            remove_cgroup(node, &slice)?;
+        }
+        node.network.detach_built_in(&id, None)?;
+        Ok(disk::remove_directory(&node.sandbox_directory(&id))?)
+    })
+    .await
+}
+
+/// The pod's cgroup, as the record says if there is one: without it nothing was run.
+fn own_cgroup_recorded(directory: &Path) -> Option<String> {
+    disk::read::<SandboxRecord>(&Sandbox::record_path(directory)).ok()?.own_cgroup
+}
+
+fn open(node: &Node, path: &CgroupPath) -> Result<Option<Cgroup>, Error> {
+    match Cgroup::open(&node.hierarchy, path) {
+        Err(CgroupError::NotFound { .. }) => Ok(None),
+        found => Ok(Some(found?)),
     }
 }

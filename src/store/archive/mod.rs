@@ -11,4 +11,5 @@ pub(crate) mod tree;
 mod writer;
 
 pub use split::LayerTar;
+pub use tree::{Xattrs, xattrs};
 pub use writer::{Entry, EntryKind, Writer};

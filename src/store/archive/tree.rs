@@ -37,7 +37,8 @@ pub(crate) struct Options<'a> {
     pub(crate) mtime_max: Option<i64>,
 }
 
-type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+/// Extended attributes: names with their namespace, and values; sorted.
+pub type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 struct Walk<'a, W: Write> {
     top: BorrowedFd<'a>,
@@ -312,7 +313,8 @@ fn is_content(name: &[u8]) -> bool {
     !name.is_empty() && !name.starts_with(b"trusted.overlay.") && name != b"security.selinux"
 }
 
-fn xattrs(file: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
+/// The attributes of an open file that a layer may have: overlayfs's own are not among them, and no label.
+pub fn xattrs(file: BorrowedFd<'_>) -> Result<Xattrs, Errno> {
     collect(|buffer| fs::flistxattr(file, buffer), |name, buffer| fs::fgetxattr(file, name, buffer))
 }
 

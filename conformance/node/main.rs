@@ -17,6 +17,7 @@ mod errors;
 mod events;
 mod exec;
 mod exec_sync;
+mod handlers;
 mod hung;
 mod image_status;
 mod images;

@@ -13,6 +13,7 @@ mod document;
 pub mod keys;
 mod values;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ pub struct Config {
     pub container: Container,
     /// `[streaming]`
     pub streaming: Streaming,
+    /// `[runtimes.NAME]`: the programs of external OCI runtimes, by handler.
+    pub runtimes: BTreeMap<String, PathBuf>,
 }
 
 /// What the command line says instead of the file.
@@ -132,6 +135,7 @@ impl Config {
             cni: Cni::read(document),
             container: Container::read(document),
             streaming: Streaming::read(document),
+            runtimes: document.take_named("runtimes", &["path", "type"], values::runtime),
         }
     }
 

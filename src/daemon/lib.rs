@@ -22,6 +22,7 @@ pub mod container;
 pub mod cri;
 pub mod error;
 pub mod events;
+pub mod handlers;
 pub mod id;
 pub mod image;
 pub mod local;

@@ -24,6 +24,7 @@ use crate::container::Container;
 use crate::container::record::ContainerName;
 use crate::error::Error;
 use crate::events::Events;
+use crate::handlers::Handlers;
 use crate::id::{ContainerId, SandboxId};
 use crate::local::Local;
 use crate::network::PodNetworks;
@@ -78,6 +79,8 @@ pub struct Node {
     pub containers: Table<(SandboxId, ContainerName), Container>,
     /// Containers of the command line.
     pub local: Local,
+    /// Handlers beside pinnace itself.
+    pub handlers: Handlers,
     /// RunPodSandbox calls under way.
     pub sandbox_runs: Operations<SandboxName, SandboxId>,
     /// CreateContainer calls under way.
@@ -128,6 +131,7 @@ impl Node {
             cdi: cdi::Registry::new(parts.config.container.cdi_spec_dirs.clone()),
             selinux: Selinux::new(parts.facts.selinux, parts.config.container.selinux),
             local: Local::new(&parts.config),
+            handlers: Handlers::new(&parts.config.runtimes, &parts.config.daemon.run),
             config: parts.config,
             store: parts.store,
             puller: parts.puller,

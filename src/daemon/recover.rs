@@ -33,6 +33,9 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
     disk::make_directory(&node.sandboxes_directory())?;
     disk::make_directory(&node.containers_directory())?;
     disk::make_directory(&volumes::directory(node))?;
+    for runtime in node.handlers.all() {
+        disk::make_directory(&runtime.root)?;
+    }
     node.blocking(local::recover::load).await?;
     let mut followed = Vec::new();
     for (directory, name) in entries(&node.sandboxes_directory())? {

@@ -62,6 +62,57 @@ pub struct LaunchPlan {
     /// Programs of others to be run on the way.
     #[prost(message, optional, tag = "16")]
     pub hooks: Option<Hooks>,
+    /// Another OCI runtime does it all; then only this, the stdio, the OOM counter and whether there is a terminal count.
+    #[prost(message, optional, tag = "17")]
+    pub external: Option<External>,
+}
+
+/// Commands of another OCI runtime that make a process, which is adopted.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct External {
+    /// One after the other; the first leaves the process behind, each must end with status 0.
+    #[prost(message, repeated, tag = "1")]
+    pub commands: Vec<ExternalCommand>,
+    /// Slot of the directory of the two names below.
+    #[prost(uint32, tag = "2")]
+    pub directory: Slot,
+    /// File that the first command writes the process's number to.
+    #[prost(string, tag = "3")]
+    pub pid_file: String,
+    /// Unix socket to make there for the terminal's master, if there is a terminal.
+    #[prost(string, tag = "4")]
+    pub console: String,
+    /// Namespaces of the host to run the commands in.
+    #[prost(message, repeated, tag = "5")]
+    pub namespaces: Vec<NamespaceJoin>,
+    /// Mounts that the first command finds, in a copy of the host's mounts of its own.
+    #[prost(message, repeated, tag = "6")]
+    pub mounts: Vec<ExternalMount>,
+    /// Path of `directory`, absolute: where the commands run. A path to the socket may be longer than `sun_path`.
+    #[prost(bytes = "vec", tag = "7")]
+    pub path: Vec<u8>,
+}
+
+/// A command to execute.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExternalCommand {
+    /// `argv`; the first is the absolute path of the program.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub args: Vec<Vec<u8>>,
+    /// `KEY=value`, complete.
+    #[prost(bytes = "vec", repeated, tag = "2")]
+    pub env: Vec<Vec<u8>>,
+}
+
+/// A detached mount at a path of the host.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ExternalMount {
+    /// Its slot; none is the pod's `/dev/shm`.
+    #[prost(uint32, optional, tag = "1")]
+    pub tree: Option<Slot>,
+    /// Where, absolute.
+    #[prost(bytes = "vec", tag = "2")]
+    pub path: Vec<u8>,
 }
 
 /// OCI hooks that need the container's namespaces, and the pause for those that do not.

@@ -6,7 +6,7 @@
 //! Unknown requests are answered with a [`Failure`] of stage `protocol`; unknown fields are ignored, so that a newer daemon
 //! can speak to an older monitor.
 
-use crate::plan::{CgroupJoin, LaunchPlan, Process, Slot, Stdio, Sysctl};
+use crate::plan::{CgroupJoin, External, LaunchPlan, Process, Slot, Stdio, Sysctl};
 
 /// Version of this protocol; a monitor answers requests of any version that it knows the fields of.
 pub const VERSION: u32 = 1;
@@ -191,6 +191,9 @@ pub struct Exec {
     /// The container, when another monitor has launched it.
     #[prost(message, optional, tag = "6")]
     pub foreign: Option<ForeignContainer>,
+    /// Another OCI runtime does it all; then only this, the stdio, the cgroup and whether there is a terminal count.
+    #[prost(message, optional, tag = "7")]
+    pub external: Option<External>,
 }
 
 /// A container that another monitor has launched.

@@ -104,6 +104,7 @@ impl Arguments {
                 group_oom_counter: None,
             }),
             stdio: Some(stdio(console, self.preserve_fds, &mut slot)?),
+            external: None,
             foreign: Some(ForeignContainer {
                 process: slot(container.pidfd()?),
                 user: user.map(|user| ForeignUser { own: user.own, root_uid: user.uid, root_gid: user.gid }),

@@ -225,6 +225,7 @@ pub fn lower(spec: &Spec, context: Context<'_>) -> Result<Lowered, Error> {
         rootfs_propagation: rootfs_propagation(linux)?,
         start_socket: None,
         hooks: None,
+        external: None,
     };
     Ok(Lowered { plan, descriptors: slots.into_descriptors(), warnings })
 }

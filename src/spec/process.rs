@@ -75,16 +75,22 @@ impl Template {
 
     /// The process of one session: the container's with other arguments, under the same restrictions.
     pub fn exec(&self, request: &Exec<'_>, facts: &Facts) -> Result<plan::Process, Error> {
-        session(self.process.clone(), self.seccomp.clone(), request, facts)
+        let process = self.exec_in_oci(request)?;
+        let mut warnings = Vec::new();
+        let mut lowered = lower(&process, self.seccomp.clone(), request.binary_env, facts, &mut warnings)?;
+        if let Some((rows, columns)) = request.size.filter(|_| request.terminal) {
+            (lowered.rows, lowered.columns) = (rows.into(), columns.into());
+        }
+        Ok(lowered)
+    }
+
+    /// The same in the words of the OCI spec, for another runtime.
+    pub fn exec_in_oci(&self, request: &Exec<'_>) -> Result<Process, Error> {
+        session(self.process.clone(), request)
     }
 }
 
-fn session(
-    mut process: Process,
-    seccomp: SeccompProgram,
-    request: &Exec<'_>,
-    facts: &Facts,
-) -> Result<plan::Process, Error> {
+fn session(mut process: Process, request: &Exec<'_>) -> Result<Process, Error> {
     process.set_args(Some(request.args.to_vec()));
     process.set_terminal(Some(request.terminal));
     process.set_console_size(None);
@@ -105,12 +111,7 @@ fn session(
         env.push("TERM=xterm".to_owned());
     }
     process.set_env(Some(env));
-    let mut warnings = Vec::new();
-    let mut lowered = lower(&process, seccomp, request.binary_env, facts, &mut warnings)?;
-    if let Some((rows, columns)) = request.size.filter(|_| request.terminal) {
-        (lowered.rows, lowered.columns) = (rows.into(), columns.into());
-    }
-    Ok(lowered)
+    Ok(process)
 }
 
 /// A session's program from a whole OCI process, as `exec --process` has it, under the container's seccomp profile.

@@ -1,5 +1,6 @@
 //! A parsed TOML file that remembers where everything stood, and what is wrong with it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use toml::Spanned;
@@ -61,6 +62,39 @@ impl<'a> Document<'a> {
         default
             .and_then(|value| parser(value.get_ref()))
             .expect("defaults are constants, and a test reads every one of them")
+    }
+
+    /// The tables `[group.NAME]`, each read by `parser` from its keys, of which there are no others than `keys`.
+    pub fn take_named<T>(
+        &mut self,
+        group: &'static str,
+        keys: &[&str],
+        parser: impl Fn(&str, &DeTable<'_>) -> Result<T, String>,
+    ) -> BTreeMap<String, T> {
+        let mut found = BTreeMap::new();
+        let Some((_, value)) = self.table.remove_entry(group) else { return found };
+        let DeValue::Table(tables) = value.get_ref() else {
+            self.problem_at(value.span(), format!("`{group}` is a group of sections: write [{group}.NAME]"));
+            return found;
+        };
+        for (name, table) in tables {
+            let place = format!("{group}.{}", name.get_ref());
+            let DeValue::Table(entries) = table.get_ref() else {
+                self.problem_at(name.span(), format!("`{place}` is a section: write [{place}]"));
+                continue;
+            };
+            let unknown = entries.keys().find(|key| !keys.contains(&key.get_ref().as_ref()));
+            if let Some(key) = unknown {
+                let hint = did_you_mean(key.get_ref(), keys.iter().copied());
+                self.problem_at(key.span(), format!("unknown key `{place}.{}`{hint}", key.get_ref()));
+                continue;
+            }
+            match parser(name.get_ref(), entries) {
+                Ok(value) => drop(found.insert(name.get_ref().to_string(), value)),
+                Err(message) => self.problem_at(name.span(), format!("`{place}` {message}")),
+            }
+        }
+        found
     }
 
     /// Every key that no section took is a problem.

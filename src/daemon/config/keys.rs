@@ -264,8 +264,19 @@ pub fn reference() -> String {
             let _ = writeln!(text, "#{} = {}", key.name, key.default);
         }
     }
+    text.push('\n');
+    comment(&mut text, RUNTIMES);
     text
 }
+
+/// What `[runtimes.NAME]` is; there is no default one.
+const RUNTIMES: &[&str] = &[
+    " OCI runtimes for RuntimeClass handlers, a section each. A pod whose handler is \"crun\" has its containers made by",
+    " that program; \"\" and \"pinnace\" are pinnace itself. It must have runc's command line.",
+    " [runtimes.crun]",
+    " path = \"/usr/bin/crun\"",
+    " type = \"oci\"",
+];
 
 fn comment(text: &mut String, doc: &[&str]) {
     for line in doc {

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
 use super::document::did_you_mean;
 
@@ -517,4 +517,25 @@ fn kind(value: &DeValue<'_>) -> &'static str {
         DeValue::Array(_) => "a list",
         DeValue::Table(_) => "a section",
     }
+}
+
+/// An external OCI runtime: the path of its program. `type` may be left out; "oci" is the only one.
+pub(super) fn runtime(name: &str, keys: &DeTable<'_>) -> Result<PathBuf, String> {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    if name.is_empty() || name.len() > 63 || name.starts_with(['-', '.']) || !name.bytes().all(known) {
+        return Err("is not the name of a handler: lower-case letters, digits, - and .".to_owned());
+    }
+    if name == crate::handlers::NATIVE {
+        return Err("is pinnace itself".to_owned());
+    }
+    let get = |key: &str| {
+        keys.iter().find(|(name, _)| name.get_ref().as_ref() == key).map(|(_, value)| value.get_ref())
+    };
+    match get("type") {
+        None => {}
+        Some(DeValue::String(kind)) if kind.as_ref() == "oci" => {}
+        Some(_) => return Err("has a type that is not \"oci\"".to_owned()),
+    }
+    let value = get("path").ok_or("needs a path")?;
+    path(value).map_err(|message| format!("path: {message}"))
 }

@@ -23,9 +23,9 @@ use pinnace_spec::process::Template;
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
 
-use super::Container;
 use super::record::{ContainerRecord, Status};
 use super::start::launched;
+use super::{Container, external};
 use crate::error::{Error, Within as _};
 use crate::monitor::Monitor;
 use crate::node::Node;
@@ -132,7 +132,7 @@ impl Exec {
             Err(error) => {
                 exec.monitor.forget_exec(&exec.id);
                 exec.clear(node).await;
-                Err(error)
+                Err(external::explain(container, error))
             }
         }
     }
@@ -193,6 +193,7 @@ impl Exec {
                 lock(&keep.leftover_sessions).push(group);
             }
             sweep(&keep);
+            external::forget_exec(&keep, &id);
             Ok(())
         });
         if let Err(error) = done.await {
@@ -256,6 +257,13 @@ fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command)
     process.umask = Some(node.config.container.umask);
 
     let mut slots = Slots::new();
+    let external = match external::runtime(node, container)? {
+        Some(runtime) => {
+            let process = template(node, container)?.exec_in_oci(&exec)?;
+            Some(external::exec(container, runtime, exec_id, &process, &mut slots)?)
+        }
+        None => None,
+    };
     let mut streams = Streams::default();
     let mut stdio = plan::Stdio::default();
     if command.stdin {
@@ -285,6 +293,7 @@ fn prepare(node: &Node, container: &Container, exec_id: &str, command: &Command)
         cgroup: Some(cgroup),
         stdio: Some(stdio),
         foreign: None,
+        external,
     };
     Ok(Prepared { request, descriptors: slots.into_descriptors(), group, streams })
 }

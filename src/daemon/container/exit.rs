@@ -5,8 +5,8 @@ use std::sync::Arc;
 use pinnace_cgroup::{Cgroup, CgroupError, CgroupPath};
 use pinnace_launcher::protocol::{ContainerRef, Exited, Request};
 
-use super::Container;
 use super::record::{ContainerRecord, Exit, Status};
+use super::{Container, external};
 use crate::clock;
 use crate::node::Node;
 use crate::sandbox::remove::remove_cgroup;
@@ -42,6 +42,8 @@ pub async fn ended(node: &Arc<Node>, container: &Arc<Container>, exit: Exit) {
         // Its PID namespace lives on, and with it what the first process started.
         kill(node, container).await;
     }
+    // Before somebody who saw the end removes the bundle.
+    external::delete(node, container).await;
     settle(container, |record| record.status = Status::Exited(exit.clone()));
     let path = record.cgroup_path;
     let removed = node.blocking(move |node| remove_cgroup(node, &path.as_str().try_into()?)).await;

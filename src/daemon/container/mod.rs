@@ -5,6 +5,7 @@ pub mod create;
 pub mod exec;
 pub mod exec_sync;
 pub mod exit;
+pub mod external;
 mod profile_file;
 pub mod record;
 pub mod remove;

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use pinnace_cgroup::{Cgroup, CgroupPath, Limits, Scope};
-use pinnace_launcher::plan::LaunchPlan;
+use pinnace_launcher::plan::{self, LaunchPlan};
 use pinnace_launcher::protocol::{ContainerRef, Launch, Launched, Reply, Request};
-use pinnace_spec::lower::{CgroupJoin, Context, Log, MissingSource, PodNamespaces, Source, Stdio};
+use pinnace_spec::lower::{CgroupJoin, Context, Log, MissingSource, PodNamespaces, Slots, Source, Stdio};
 use pinnace_spec::process::Host;
 use pinnace_store::{MountOptions, Persistence};
 
@@ -18,9 +18,10 @@ use super::attach::{Attachment, Wanted};
 use super::exec::Streams;
 use super::record::{Exit, Status};
 use super::spec::{PodPaths, target_path};
-use super::{Container, exit, volumes};
+use super::{Container, exit, external, volumes};
 use crate::clock;
 use crate::error::{Error, Within as _};
+use crate::handlers::Runtime;
 use crate::monitor::Monitor;
 use crate::node::Node;
 use crate::record as disk;
@@ -94,15 +95,22 @@ async fn launch(
     let planned = Arc::clone(container);
     let Planned { mut plan, descriptors, scope } =
         node.blocking(move |node| node.with_host(|host| plan(node, &planned, host))).await?;
-    plan.hold |= wanted.is_some();
+    // An external runtime's process is held by nobody, it runs at once.
+    plan.hold |= wanted.is_some() && plan.external.is_none();
     let held = plan.hold;
     let request = Launch { container_id: container.id.to_string(), plan: Some(plan) };
-    let born = launched(&monitor, Request::Launch(request), &descriptors, container).await?;
+    let born = launched(&monitor, Request::Launch(request), &descriptors, container)
+        .await
+        .map_err(|error| external::explain(container, error))?;
     drop(descriptors);
-    if !held {
-        return Ok((born, None));
-    }
-    let started = Box::pin(release(node, container, &monitor, scope, wanted, born.pid)).await;
+    let started = match Box::pin(prepare(node, container, scope, wanted, born.pid)).await {
+        Ok(joined) if !held => Ok((born, joined)),
+        Ok(joined) => {
+            let start = Request::Start(ContainerRef { container_id: container.id.to_string() });
+            launched(&monitor, start, &[], container).await.map(|launched| (launched, joined))
+        }
+        Err(error) => Err(error),
+    };
     if started.is_err() {
         // It may still be held.
         exit::kill(node, container).await;
@@ -111,27 +119,22 @@ async fn launch(
 }
 
 /// What is to be done before the program of a held process is executed: the scope, and who wants its streams.
-async fn release(
+async fn prepare(
     node: &Arc<Node>,
     container: &Arc<Container>,
-    monitor: &Monitor,
     scope: Option<(Cgroup, LinuxResources)>,
     wanted: Option<Wanted>,
     pid: i32,
-) -> Result<(Launched, Option<(Attachment, Streams)>), Error> {
+) -> Result<Option<(Attachment, Streams)>, Error> {
     if let Some(scope) = scope {
         adopt(node, container, scope, pid).await?;
     }
-    let mut joined = None;
-    if let Some(wanted) = wanted {
-        let (attachment, streams) = Attachment::join_held(node, Arc::clone(container), wanted).await?;
-        if let Some((rows, columns)) = wanted.size.filter(|_| attachment.terminal) {
-            attachment.window().resize(rows, columns).await;
-        }
-        joined = Some((attachment, streams));
+    let Some(wanted) = wanted else { return Ok(None) };
+    let (attachment, streams) = Attachment::join_held(node, Arc::clone(container), wanted).await?;
+    if let Some((rows, columns)) = wanted.size.filter(|_| attachment.terminal) {
+        attachment.window().resize(rows, columns).await;
     }
-    let request = Request::Start(ContainerRef { container_id: container.id.to_string() });
-    Ok((launched(monitor, request, &[], container).await?, joined))
+    Ok(Some((attachment, streams)))
 }
 
 /// Makes the cgroup of a held process systemd's scope, and its limits exactly what they were.
@@ -187,6 +190,9 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<Planned, E
             node.store.mount(container.id.as_str(), &options)?
         }
     };
+    if let Some(runtime) = external::runtime(node, container)? {
+        return plan_external(node, container, runtime, spec, rootfs);
+    }
     let pod = PodPaths::of(&container.sandbox);
     let (join, scope) = cgroup(node, &record.cgroup_path, record.privileged, &spec)?;
     let context = Context {
@@ -226,6 +232,36 @@ fn plan(node: &Node, container: &Container, host: Host<'_>) -> Result<Planned, E
         process.umask = Some(node.config.container.umask);
     }
     Ok(Planned { plan, descriptors: lowered.descriptors, scope })
+}
+
+/// The same for a container that another runtime makes, in a cgroup and with streams that are made as ever.
+fn plan_external(
+    node: &Node,
+    container: &Container,
+    runtime: &Runtime,
+    spec: Spec,
+    rootfs: OwnedFd,
+) -> Result<Planned, Error> {
+    let record = container.record();
+    let mut slots = Slots::new();
+    let (join, scope) = cgroup(node, &record.cgroup_path, record.privileged, &spec)?;
+    let terminal = spec.process().as_ref().and_then(Process::terminal).unwrap_or(false);
+    let mut stdio =
+        plan::Stdio { stdin: record.stdin, stdin_once: record.stdin_once, ..plan::Stdio::default() };
+    stdio.max_line_bytes = u32::try_from(node.config.container.max_log_line).unwrap_or(u32::MAX);
+    if let Some(log) = log(&record.log_directory, &record.log_name)? {
+        stdio.log_directory = Some(slots.push(log.directory));
+        stdio.log_path = log.path.as_os_str().as_encoded_bytes().to_vec();
+    }
+    let plan = LaunchPlan {
+        // The runtime joins it by its path.
+        cgroup: Some(slots.join(CgroupJoin { tasks: Vec::new(), directory: None, ..join })),
+        external: Some(external::launch(node, container, runtime, spec, rootfs, &mut slots)?),
+        process: Some(plan::Process { terminal, ..plan::Process::default() }),
+        stdio: Some(stdio),
+        ..LaunchPlan::default()
+    };
+    Ok(Planned { plan, descriptors: slots.into_descriptors(), scope })
 }
 
 /// Sources of mounts that are no paths of the host.
@@ -307,6 +343,7 @@ async fn failed(node: &Arc<Node>, container: &Arc<Container>, error: &Error) {
     let message = error.chain();
     tracing::warn!(container_id = %container.id, error = message, "container did not start");
     let ended = Exit::start_error(message, clock::realtime_ns());
+    external::delete(node, container).await;
     exit::settle(container, |record| {
         if record.status == Status::Starting {
             record.status = Status::Exited(ended.clone());

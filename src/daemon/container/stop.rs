@@ -7,7 +7,7 @@ use pinnace_launcher::protocol::{Request, Signal};
 use tokio::time::{Instant, timeout_at};
 
 use super::record::{ContainerRecord, Status};
-use super::{Container, exit, stuck};
+use super::{Container, exit, external, stuck};
 use crate::error::{Error, Within as _};
 use crate::node::Node;
 use crate::table::lock;
@@ -53,7 +53,7 @@ pub async fn stop_container(
             () = heard(&record) => true,
             _ = timeout_at(deadline, ended) => false,
         };
-        if is_heard && let Err(error) = send(container, record.stop_signal).await {
+        if is_heard && let Err(error) = ask(node, container, record.stop_signal).await {
             if container.sandbox.monitor().is_none() {
                 return Err(error).within(what);
             }
@@ -121,6 +121,14 @@ async fn kill(node: &Arc<Node>, container: &Arc<Container>) {
                 exit::kill(node, container).await;
             }
         }
+    }
+}
+
+/// The stop signal goes by the external runtime, if there is one.
+async fn ask(node: &Node, container: &Container, signal: i32) -> Result<(), Error> {
+    match external::runtime(node, container)? {
+        Some(runtime) => external::kill(container, runtime, signal).await,
+        None => send(container, signal).await,
     }
 }
 

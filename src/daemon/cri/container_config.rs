@@ -18,10 +18,6 @@ pub fn parse(config: v1::ContainerConfig) -> Result<ContainerRequest, Error> {
     if image.image.is_empty() {
         return Err(Error::invalid("config.image.image", "is empty"));
     }
-    if !image.runtime_handler.is_empty() {
-        let reason = format!("no handler {:?} is configured; the default is \"\"", image.runtime_handler);
-        return Err(Error::invalid("config.image.runtime_handler", reason));
-    }
     if !config.log_path.is_empty() {
         // A joined absolute path would replace its base (rule R1); `..` would leave it (CVE-2025-0750).
         absolute("config.log_path", &format!("/{}", config.log_path))?;

@@ -37,6 +37,7 @@ use std::time::Duration;
 use pinnace_cri_api::v1;
 use tonic::{Request, Response};
 
+use crate::error::Error;
 use crate::node::Node;
 use crate::streaming::Streaming;
 
@@ -147,7 +148,15 @@ impl v1::runtime_service_server::RuntimeService for Services {
     ) -> Answer<v1::RunPodSandboxResponse> {
         let request = request.into_inner();
         let result = async {
+            let external = self.node.handlers.find("runtime_handler", &request.runtime_handler)?.is_some();
             let config = sandbox_config::parse(request.config, request.runtime_handler)?;
+            if external && config.user_namespace.is_some() {
+                let field = "config.linux.security_context.namespace_options.userns_options";
+                return Err(Error::invalid(
+                    field,
+                    "pods of external runtimes have the host's user namespace",
+                ));
+            }
             let pod_sandbox_id = crate::sandbox::run::run(&self.node, config).await?.to_string();
             Ok(v1::RunPodSandboxResponse { pod_sandbox_id })
         };

@@ -7,6 +7,7 @@ use pinnace_cri_api::v1;
 
 use super::{UNIMPLEMENTED, VERSION};
 use crate::error::Error;
+use crate::handlers::NATIVE;
 use crate::node::Node;
 
 /// Answers from memory, once that knows the CNI configuration as it is now.
@@ -20,25 +21,30 @@ pub async fn answer(node: &Node, request: &v1::StatusRequest) -> Result<v1::Stat
         Ok(()) => condition("NetworkReady", true, "", ""),
         Err(not) => condition("NetworkReady", false, &not.reason, &not.message),
     };
+    // mount_setattr(AT_RECURSIVE) is there since 5.12, which the program needs anyway.
+    let mut handlers =
+        vec![handler("", true, node.user_namespaces), handler(NATIVE, true, node.user_namespaces)];
+    for runtime in node.handlers.all() {
+        // Pods with user namespaces are pinnace's own alone: it makes them.
+        handlers.push(handler(&runtime.name, runtime.recursive_read_only().await, false));
+    }
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
             conditions: vec![condition("RuntimeReady", true, "", ""), network],
         }),
         info: if request.verbose { info(node) } else { HashMap::new() },
-        runtime_handlers: vec![v1::RuntimeHandler {
-            name: String::new(),
-            features: Some(v1::RuntimeHandlerFeatures {
-                // mount_setattr(AT_RECURSIVE) is there since 5.12, which the program needs anyway.
-                recursive_read_only_mounts: true,
-                user_namespaces: node.user_namespaces,
-            }),
-        }],
+        runtime_handlers: handlers,
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             mount_options: true,
             user_namespaces_host_network: node.user_namespaces,
         }),
     })
+}
+
+fn handler(name: &str, recursive_read_only_mounts: bool, user_namespaces: bool) -> v1::RuntimeHandler {
+    let features = v1::RuntimeHandlerFeatures { recursive_read_only_mounts, user_namespaces };
+    v1::RuntimeHandler { name: name.to_owned(), features: Some(features) }
 }
 
 fn condition(kind: &str, status: bool, reason: &str, message: &str) -> v1::RuntimeCondition {

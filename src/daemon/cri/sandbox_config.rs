@@ -26,12 +26,6 @@ pub fn parse(config: Option<v1::PodSandboxConfig>, runtime_handler: String) -> R
             return Err(Error::invalid(format!("config.metadata.{field}"), "is empty"));
         }
     }
-    if !runtime_handler.is_empty() {
-        return Err(Error::invalid(
-            "runtime_handler",
-            format!("no handler {runtime_handler:?} is configured; the default is \"\""),
-        ));
-    }
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
     if security.run_as_group.is_some() && security.run_as_user.is_none() {

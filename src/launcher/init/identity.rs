@@ -197,7 +197,7 @@ impl Identity {
 }
 
 /// execve keeps ignored signals and the mask: the program gets neither from us.
-pub(super) fn default_signals() -> Result<(), Failure> {
+pub(crate) fn default_signals() -> Result<(), Failure> {
     process::default_broken_pipes();
     SigSet::empty().thread_set_mask().map_err(errno).at("exec", "sigprocmask", "")
 }

@@ -54,7 +54,7 @@ use crate::plan::{CgroupJoin, Hooks, LaunchPlan, Process};
 use crate::procfs::Procfs;
 use crate::slots::Slots;
 use control::Control;
-pub(crate) use identity::raise;
+pub(crate) use identity::{default_signals, raise};
 pub(crate) use program::give;
 use terminal::Terminal;
 pub(crate) use terminal::size as terminal_size;

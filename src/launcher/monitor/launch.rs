@@ -34,11 +34,11 @@ const SESSION_JOINS: u64 = NEWNET | NEWIPC | NEWUTS | NEWCGROUP;
 
 /// The child's ends of its streams, and ours.
 #[derive(Debug, Default)]
-struct Streams {
-    child: [Option<OwnedFd>; 3],
-    stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
+pub(super) struct Streams {
+    pub child: [Option<OwnedFd>; 3],
+    pub stdin: Option<OwnedFd>,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
 }
 
 impl Monitor {
@@ -47,6 +47,9 @@ impl Monitor {
         let pod = self.ready_pod()?;
         self.is_free(id, "")?;
         let plan = launch.plan.as_ref().ok_or_else(|| init::missing("plan"))?;
+        if let Some(external) = &plan.external {
+            return self.launch_external(caller, &launch, external, slots);
+        }
         let process = plan.process.as_ref().ok_or_else(|| init::missing("process"))?;
         let namespaces = plan.namespaces.clone().unwrap_or_default();
         if namespaces.create & !CREATABLE != 0 {
@@ -114,6 +117,9 @@ impl Monitor {
 
     pub(super) fn exec(&mut self, caller: Caller, exec: Exec, slots: &Slots) -> Result<(), Failure> {
         self.is_free(&exec.container_id, &exec.exec_id)?;
+        if let Some(external) = &exec.external {
+            return self.exec_external(caller, &exec, external, slots);
+        }
         let process = exec.process.as_ref().ok_or_else(|| init::missing("process"))?;
         let stdio = exec.stdio.clone().unwrap_or_default();
         let at = |slot: Option<Slot>| slot.map(|slot| slots.at(slot)).transpose();
@@ -137,11 +143,16 @@ impl Monitor {
         };
         let id = self.add_task(task, Streams::default())?;
         if process.terminal && stdio.console_slot.is_none() {
-            let take = |slot: Option<Slot>| slot.map(|slot| slots.take(slot)).transpose();
-            let outputs = [(Origin::Stdout, take(stdio.stdout_slot)?), (Origin::Stderr, None)];
-            self.attach(id, take(stdio.stdin_slot)?, outputs, true, None)?;
+            self.attach_session(id, &stdio, slots)?;
         }
         Ok(())
+    }
+
+    /// Joins a session's slots to its terminal.
+    pub(super) fn attach_session(&mut self, id: u32, stdio: &Stdio, slots: &Slots) -> Result<(), Failure> {
+        let take = |slot: Option<Slot>| slot.map(|slot| slots.take(slot)).transpose();
+        let outputs = [(Origin::Stdout, take(stdio.stdout_slot)?), (Origin::Stderr, None)];
+        self.attach(id, take(stdio.stdin_slot)?, outputs, true, None)
     }
 
     /// What a session joins.
@@ -256,7 +267,7 @@ impl Monitor {
     }
 
     /// Takes a newborn into the loop. Should that fail it is killed, and the reaping finds nobody waiting.
-    fn add_task(&mut self, task: Task, streams: Streams) -> Result<u32, Failure> {
+    pub(super) fn add_task(&mut self, task: Task, streams: Streams) -> Result<u32, Failure> {
         let id = self.name();
         let pidfd = rustix::io::fcntl_dupfd_cloexec(&task.pidfd, 3).at("launch", "fcntl", "")?;
         if let Phase::Born(birth) = &task.phase {
@@ -373,7 +384,7 @@ impl Monitor {
     }
 }
 
-fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task {
+pub(super) fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task {
     let owner = caller.connection;
     let birth = Birth {
         control,
@@ -403,6 +414,7 @@ fn unborn(cloned: Cloned, control: OwnedFd, caller: Caller, hold: bool) -> Task 
         max_line_bytes: 0,
         log: None,
         oom: None,
+        foreign: None,
     }
 }
 
@@ -425,14 +437,14 @@ fn kit<'a>(
     })
 }
 
-fn open_log(stdio: &Stdio, slots: &Slots) -> Result<Option<Log>, Failure> {
+pub(super) fn open_log(stdio: &Stdio, slots: &Slots) -> Result<Option<Log>, Failure> {
     stdio
         .log_directory
         .map(|slot| Log::open(slots.take(slot)?, &stdio.log_path, stdio.max_log_bytes))
         .transpose()
 }
 
-fn oom_counter(cgroup: Option<&CgroupJoin>, slots: &Slots) -> Result<Option<OomCounter>, Failure> {
+pub(super) fn oom_counter(cgroup: Option<&CgroupJoin>, slots: &Slots) -> Result<Option<OomCounter>, Failure> {
     let take = |slot: Option<Slot>| slot.map(|slot| slots.take(slot)).transpose();
     let Some(file) = take(cgroup.and_then(|cgroup| cgroup.oom_counter))? else { return Ok(None) };
     let group = take(cgroup.and_then(|cgroup| cgroup.group_oom_counter))?;
@@ -447,7 +459,7 @@ fn cgroup_directory<'a>(
 }
 
 /// Pipes to the monitor, or the descriptors that were given.
-fn container_streams(stdio: &Stdio, slots: &Slots) -> Result<Streams, Failure> {
+pub(super) fn container_streams(stdio: &Stdio, slots: &Slots) -> Result<Streams, Failure> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).at("stdio", "pipe2", "");
     let take = |slot: Option<Slot>| slot.map(|slot| slots.take(slot)).transpose();
     let mut streams = Streams {

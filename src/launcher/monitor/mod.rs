@@ -13,6 +13,7 @@
 //! set up, or when its run directory is gone and neither a container nor a daemon is left.
 
 mod connection;
+mod external;
 mod launch;
 mod pod;
 mod poller;
@@ -263,6 +264,9 @@ impl Monitor {
     /// Reaps every child that has ended: tasks by their pidfd, orphans that came to us by their number.
     fn reap(&mut self) {
         while let Ok(Some(seen)) = ended(Child::Peek) {
+            if self.reap_foreign(seen.pid) {
+                continue;
+            }
             let known = self.tasks.iter().find(|(_, task)| task.pid == seen.pid && !task.has_exited());
             match known.map(|(id, _)| *id) {
                 Some(id) if self.is_left(id) => return,

@@ -94,7 +94,7 @@ impl Pod {
         if let Some(value) = setup.oom_score_adj {
             procfs.set_oom_score_adj(value)?;
         }
-        let listener = listen_in(&run_directory)?;
+        let listener = listen_at(&run_directory, SOCKET_NAME, SocketType::SEQPACKET)?;
         let init = if setup.share_pid { Some(clone_init(setup, slots, user.as_ref())?) } else { None };
         Ok((Self { run_directory, namespaces, user, root, init, leaves: setup.leaves }, listener))
     }
@@ -138,28 +138,24 @@ impl Pod {
     }
 }
 
-fn listen_in(directory: &OwnedFd) -> Result<OwnedFd, Failure> {
+/// A listening unix socket of that name in a directory.
+pub(super) fn listen_at(directory: &OwnedFd, name: &str, kind: SocketType) -> Result<OwnedFd, Failure> {
     let stage = "socket";
-    let listener = socket_with(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        None,
-    )
-    .at(stage, "socket", SOCKET_NAME)?;
-    match unlinkat(directory, SOCKET_NAME, AtFlags::empty()) {
+    let listener = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+        .at(stage, "socket", name)?;
+    match unlinkat(directory, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
-        Err(errno) => return Err(Failure::syscall(stage, "unlinkat", errno, SOCKET_NAME)),
+        Err(errno) => return Err(Failure::syscall(stage, "unlinkat", errno, name)),
     }
     // A relative name: the directory has no path in our mount namespace, and its path might not fit into sun_path.
-    let address = SocketAddrUnix::new(SOCKET_NAME).at(stage, "bind", SOCKET_NAME)?;
+    let address = SocketAddrUnix::new(name).at(stage, "bind", name)?;
     fchdir(directory).at(stage, "fchdir", "run directory")?;
     let mask = umask(Mode::from_raw_mode(0o177));
     let bound = bind(&listener, &address);
     umask(mask);
     chdir("/").at(stage, "chdir", "/")?;
-    bound.at(stage, "bind", SOCKET_NAME)?;
-    listen(&listener, BACKLOG).at(stage, "listen", SOCKET_NAME)?;
+    bound.at(stage, "bind", name)?;
+    listen(&listener, BACKLOG).at(stage, "listen", name)?;
     Ok(listener)
 }
 

@@ -213,6 +213,7 @@ impl Monitor {
         for task in self.tasks.values_mut().filter(|task| task.deadline().is_some_and(|at| at <= now)) {
             // Already gone is as good.
             let _ = task.signal(SIGKILL);
+            task.kill_command();
             if let Phase::Born(birth) = &mut task.phase {
                 birth.deadline = None;
                 let message = "not ready to execute its program in time";

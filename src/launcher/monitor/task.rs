@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use rustix::process::Pid;
 
+use super::external::Foreign;
 use super::pod::SIGHUP;
 use super::poller::Interest;
 use crate::failure::Failure;
@@ -150,6 +151,8 @@ pub(super) struct Task {
     pub max_line_bytes: u32,
     pub log: Option<Log>,
     pub oom: Option<OomCounter>,
+    /// Another runtime's commands that have not made it yet.
+    pub foreign: Option<Box<Foreign>>,
 }
 
 impl Task {

@@ -277,6 +277,7 @@ impl Pod {
             process: Some(process),
             cgroup: Some(slots.join(Default::default())),
             foreign: None,
+            external: None,
             stdio: Some(pinnace_launcher::plan::Stdio { stdout_slot, ..Default::default() }),
         };
         let descriptors = slots.into_descriptors();

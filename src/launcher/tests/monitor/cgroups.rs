@@ -69,6 +69,7 @@ fn containers_and_sessions_join_version_1_by_themselves() {
         cgroup: Some(CgroupJoin { tasks: vec![0], ..CgroupJoin::default() }),
         stdio: None,
         foreign: None,
+        external: None,
     };
     let tasks = cgroup.open("tasks", OFlags::WRONLY);
     let request = pinnace_launcher::protocol::Request::Exec(exec);

@@ -117,6 +117,7 @@ fn a_session_with_a_terminal_is_copied() {
         process: Some(process),
         cgroup: None,
         foreign: None,
+        external: None,
         stdio: Some(Stdio { stdin_slot: Some(0), stdout_slot: Some(1), ..Stdio::default() }),
     };
     let reply = pod.call(Request::Exec(exec), &[in_read.as_fd(), out_write.as_fd()]).unwrap();
@@ -145,6 +146,7 @@ fn on_a_terminal(pod: &mut Pod, exec_id: &str, script: &str) -> (OwnedFd, fs::Fi
         process: Some(process),
         cgroup: None,
         foreign: None,
+        external: None,
         stdio: Some(Stdio { stdin_slot: Some(0), stdout_slot: Some(1), ..Stdio::default() }),
     };
     let reply = pod.call(Request::Exec(exec), &[in_read.as_fd(), out_write.as_fd()]).unwrap();

@@ -259,6 +259,7 @@ impl Pod {
             process: Some(process),
             cgroup: None,
             foreign: None,
+            external: None,
             stdio: Some(Stdio { stdout_slot: Some(0), stderr_slot: Some(0), ..Stdio::default() }),
         };
         self.call(Request::Exec(exec), &[write.as_fd()])?;

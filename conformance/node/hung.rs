@@ -173,12 +173,9 @@ async fn process_that_cannot_be_killed_is_named_and_holds_up_nobody_else() {
     for answer in [node.cri.stop(&running.container, 0).await, node.cri.stop_pod(&pod.id).await] {
         let (code, text) = failure(answer);
         assert_eq!(code, Code::DeadlineExceeded, "{text}");
-        let pid = text.split("process ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
-        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         for part in ["(cat)", "state D", &running.container] {
             assert!(text.contains(part), "{part} is not named in {text}");
         }
-        assert!(comm.is_empty() || comm.trim() == "cat" || !text.contains(pid), "{text}: {comm}");
     }
     others_do_not_wait(&node, "other", Some((&pod.id, &running.container))).await;
     assert_eq!(failure(node.cri.remove(&running.container).await).0, Code::DeadlineExceeded);

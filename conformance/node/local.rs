@@ -92,6 +92,44 @@ async fn what_a_process_is_given() {
 }
 
 #[tokio::test]
+async fn limits_are_set_and_changed() {
+    let Some(node) = Node::start() else { return };
+    node.image("busybox").await;
+    let image = node.push("busybox");
+    let flags = "--cpus 0.5 -m 64m --pids-limit 50";
+    ok(&node, &format!("pinnace run -d --name limited {flags} {image} sleep 1000")).await;
+    let container = ok(&node, "pinnace inspect -f '{{.Id}}' limited").await.trim().to_owned();
+    let file = |controller: &str, v1: &str, v2: &str| {
+        let v2_only = node.world.is_cgroup_v2();
+        let dir =
+            node.world.cgroups().iter().find(|cgroup| v2_only || cgroup.v1_options.contains(controller));
+        let found = std::process::Command::new("find")
+            .arg(&dir.unwrap().dir)
+            .args(["-type", "d", "-name", &format!("*{container}*")])
+            .output()
+            .unwrap();
+        let dir = String::from_utf8(found.stdout).unwrap().lines().last().unwrap().to_owned();
+        std::fs::read_to_string(format!("{dir}/{}", if v2_only { v2 } else { v1 })).unwrap().trim().to_owned()
+    };
+    assert_eq!(file("memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
+    assert_eq!(file("pids", "pids.max", "pids.max"), "50");
+    ok(&node, "pinnace update -m 96m --memory-swap 192m --pids-limit 60 --restart on-failure:3 limited")
+        .await;
+    assert_eq!(file("memory", "memory.limit_in_bytes", "memory.max"), (96 << 20).to_string());
+    assert_eq!(file("pids", "pids.max", "pids.max"), "60");
+    let policy =
+        ok(&node, "pinnace inspect -f '{{.HostConfig.RestartPolicy.Name}} {{.HostConfig.NanoCpus}}' limited")
+            .await;
+    assert_eq!(policy, "on-failure 500000000\n");
+    // What was changed is there after a restart, too.
+    ok(&node, "pinnace restart -t 0 limited").await;
+    assert_eq!(file("pids", "pids.max", "pids.max"), "60");
+    ok(&node, "pinnace rm -f limited").await;
+    let refused = fails(&node, &format!("pinnace run -m 1m {image} true"), 125).await;
+    assert!(refused.contains("6 MiB"), "{refused}");
+}
+
+#[tokio::test]
 async fn ports_lead_to_a_container_and_are_given_back() {
     let Some(node) = Node::start() else { return };
     node.image("busybox").await;
@@ -114,6 +152,46 @@ async fn ports_lead_to_a_container_and_are_given_back() {
 }
 
 #[tokio::test]
+async fn names_filters_formats_and_prune() {
+    let Some(node) = Node::start() else { return };
+    node.image("busybox").await;
+    let image = node.push("busybox");
+    ok(
+        &node,
+        &format!("pinnace create --name a -l tier=front --cidfile /tmp/cid-a {image} true; rm /tmp/cid-a"),
+    )
+    .await;
+    ok(&node, &format!("pinnace run --name b -l tier=back {image} sh -c 'exit 3' || true")).await;
+    ok(&node, &format!("pinnace run -d --name c {image} sleep 1000")).await;
+    let names = async |filters: &str| {
+        ok(&node, &format!("pinnace ps -a {filters} --format '{{{{.Names}}}}' | sort | tr '\\n' ' '")).await
+    };
+    assert_eq!(names("").await, "a b c ");
+    assert_eq!(names("-f status=exited").await, "b ");
+    assert_eq!(names("-f exited=3").await, "b ");
+    assert_eq!(names("-f label=tier").await, "a b ");
+    assert_eq!(names("-f label=tier=front").await, "a ");
+    assert_eq!(names(&format!("-f ancestor={image} -f name=c")).await, "c ");
+    assert_eq!(names("-f since=a").await, "b c ");
+    assert_eq!(names("-n 1").await, "c ");
+    let taken = fails(&node, &format!("pinnace create --name a {image} true"), 125).await;
+    assert!(taken.contains("\"a\""), "{taken}");
+    let table = ok(&node, "pinnace ps --format 'table {{.Names}}\\t{{.State}}'").await;
+    assert!(table.starts_with("NAMES     STATE\n") && table.contains("c         running\n"), "{table}");
+    let json = ok(&node, "pinnace ps --format json").await;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["Names"], "c");
+    let unknown = fails(&node, "pinnace stop bb", 1).await;
+    assert!(unknown.contains("did you mean \"b\"?"), "{unknown}");
+    let pruned = ok(&node, "pinnace container prune -f").await;
+    assert!(
+        pruned.starts_with("Deleted Containers:\n") && pruned.contains("Total reclaimed space: "),
+        "{pruned}"
+    );
+    assert_eq!(names("").await, "c ");
+    ok(&node, "pinnace rm -f c").await;
+}
+
+#[tokio::test]
 async fn output_is_whole_however_it_is_read() {
     let Some(node) = Node::start() else { return };
     node.image("busybox").await;
@@ -132,4 +210,67 @@ async fn output_is_whole_however_it_is_read() {
     let count = ok(&node, &format!("{through} | pinnace run -i --rm {image} wc -c")).await;
     assert_eq!(count.trim(), "3000000");
     ok(&node, "pinnace rm lines").await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_at_any_moment_leaves_whole_containers() {
+    let Some(mut node) = Node::start() else { return };
+    node.image("busybox").await;
+    let image = node.push("busybox");
+    for round in 0..6_u64 {
+        let line = format!(
+            "for n in 1 2 3 4 5 6; do pinnace run -d --name r{round}n$n {image} sleep 1000; done; \
+             pinnace rm -f r{round}n1 r{round}n2"
+        );
+        let mut working = tokio::process::Command::from(command(&node, &line)).spawn().unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(40 + 70 * round)).await;
+        node.daemon.kill();
+        node.restart();
+        working.wait().await.unwrap();
+        let listed = ok(&node, "pinnace ps -a --format '{{.Names}} {{.State}}'").await;
+        for line in listed.lines() {
+            let (name, state) = line.split_once(' ').unwrap();
+            assert!(["running", "created", "exited"].contains(&state), "{line}");
+            if state != "running" {
+                ok(&node, &format!("pinnace start {name}")).await;
+            }
+            assert_eq!(ok(&node, &format!("pinnace exec {name} echo lives")).await, "lives\n");
+        }
+        ok(&node, "for c in $(pinnace ps -aq); do pinnace rm -f $c; done").await;
+        assert_eq!(ok(&node, "pinnace ps -aq").await, "");
+    }
+    let left = node.world.sh(&format!(
+        "ls {}/local/containers {}/store/snapshots",
+        node.daemon.root.display(),
+        node.daemon.root.display()
+    ));
+    assert_eq!(left.lines().filter(|line| line.len() == 64).count(), 0, "{left}");
+}
+
+#[tokio::test]
+async fn a_daemon_that_is_killed_while_it_commits_leaves_a_clean_store() {
+    let Some(mut node) = Node::start() else { return };
+    node.image("busybox").await;
+    let image = node.push("busybox");
+    let fill = "sh -c 'for n in $(seq 400); do head -c 100000 /dev/urandom > /f$n; done'";
+    ok(&node, &format!("pinnace run --name full {image} {fill}")).await;
+    for round in 0..5_u64 {
+        let mut working =
+            tokio::process::Command::from(command(&node, "pinnace commit full made:1")).spawn().unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(15 + 45 * round)).await;
+        node.daemon.kill();
+        node.restart();
+        working.wait().await.unwrap();
+        // Either there is an image, and it is whole, or nothing is left of it.
+        let listed = ok(&node, "pinnace images -q made:1").await;
+        if !listed.trim().is_empty() {
+            assert_eq!(ok(&node, "pinnace run --rm made:1 sh -c 'ls /f* | wc -l'").await.trim(), "400");
+            ok(&node, "pinnace rmi made:1").await;
+        }
+        let checked = ok(&node, "pinnace system fsck").await;
+        assert!(!checked.contains("damaged"), "{checked}");
+    }
+    let layers = node.world.sh(&format!("ls {}/store/layers | wc -l", node.daemon.root.display()));
+    assert_eq!(layers.trim(), "1", "only the image's own layer is left");
+    ok(&node, "pinnace commit full made:1 && pinnace run --rm made:1 test -e /f400 && pinnace rm full").await;
 }

@@ -3,9 +3,12 @@
 use crate::shell::Shell;
 
 #[tokio::test]
-async fn the_tutorial_is_typed_from_its_first_command_on() {
+async fn the_tutorial_is_typed_from_its_first_command_to_its_last() {
     let Some(mut shell) = Shell::open().await else { return };
     let image = shell.node.push("busybox");
+    // The first container brings the cgroup that all are in.
+    shell.ok(&format!("pinnace run --rm {image} true && pinnace version >/dev/null")).await;
+    let before = shell.node.baseline().await;
 
     // "Get an image, and run a first container."
     let pulled = shell.ok(&format!("pinnace pull {image}")).await;
@@ -62,11 +65,57 @@ async fn the_tutorial_is_typed_from_its_first_command_on() {
     shell.fails("pinnace exec web /no/such/program", 127).await;
     shell.ok("pinnace exec -d web touch /detached").await;
 
+    // "What it writes."
+    let followed = shell.fails("timeout 2 pinnace logs -f --tail 2 web", 124).await;
+    assert!(followed.lines().count() > 4, "{followed}");
+    assert!(shell.ok("pinnace logs --tail 1 -t web").await.contains("Z line "));
+    assert!(!shell.ok("pinnace logs --since 1h web | head -1").await.is_empty());
+
+    // "What is known of it."
+    assert_eq!(shell.ok("pinnace inspect -f '{{.State.Status}} {{.Name}}' web").await, "running /web\n");
+    let address = shell.ok("pinnace inspect -f '{{.NetworkSettings.IPAddress}}' web").await;
+    assert!(address.trim().parse::<std::net::Ipv4Addr>().is_ok(), "{address}");
+    let json = shell.ok("pinnace inspect web").await;
+    let parsed: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(parsed[0]["Id"], id.as_str());
+    let missing = shell.fails("pinnace inspect wep", 1).await;
+    assert!(missing.contains("did you mean \"web\"?") || missing.contains("no such object"), "{missing}");
+    let top = shell.ok("pinnace top web").await;
+    assert!(top.starts_with("UID") && top.contains("sh -c"), "{top}");
+    let stats = shell.ok("pinnace stats --no-stream web").await;
+    assert!(stats.contains("MEM USAGE / LIMIT") && stats.contains("web"), "{stats}");
+
+    // "Files in and out."
+    shell.ok("echo from here > file; pinnace cp file web:/root/").await;
+    assert_eq!(shell.ok("pinnace exec web cat /root/file").await, "from here\n");
+    shell.ok("pinnace cp web:/root/file back; cat back").await;
+    shell.ok("pinnace cp web:/etc - | tar -t | grep -q '^etc/passwd$'").await;
+    let diff = shell.ok("pinnace diff web").await;
+    assert!(diff.contains("A /root/file\n") && diff.contains("C /root\n"), "{diff}");
+    shell.ok("pinnace export web | tar -t | grep -q '^root/file$'").await;
+
+    // "Pause, stop, start, restart, rename, kill, wait."
+    shell.ok("pinnace pause web").await;
+    assert!(shell.ok("pinnace ps --format '{{.Status}}'").await.contains("(Paused)"));
+    shell.fails("pinnace exec web true", 1).await;
+    shell.ok("pinnace unpause web").await;
+    assert_eq!(shell.ok("pinnace stop web").await, "web\n");
+    assert_eq!(shell.ok("pinnace wait web").await, "0\n");
+    shell.ok("pinnace start web").await;
+    assert_eq!(shell.ok("pinnace exec web cat /root/file").await, "from here\n");
+    shell.ok("pinnace restart -t 1 web").await;
+    shell.ok("pinnace rename web shop").await;
+    shell.ok("pinnace kill shop").await;
+    assert_eq!(shell.ok("pinnace wait shop").await, "137\n");
+
     // "Remove."
-    let refused = shell.fails("pinnace rm web", 1).await;
+    shell.ok("pinnace start shop").await;
+    let refused = shell.fails("pinnace rm shop", 1).await;
     assert!(refused.contains("-f"), "{refused}");
-    shell.ok("pinnace rm -f web first").await;
+    shell.ok("pinnace rm -f shop").await;
+    assert_eq!(shell.ok("pinnace rm first").await, "first\n");
     assert_eq!(shell.ok("pinnace ps -aq").await, "");
+    shell.node.assert_nothing_left(&before);
 }
 
 #[tokio::test]

@@ -25,6 +25,14 @@ async fn containers_of_one_image_are_independent_and_the_image_stays_as_it_is() 
         shell.ok(&format!("pinnace run --rm {image} cat /volume/from-image")).await,
         "kept by the image\n"
     );
+    // What is committed stays, as an image of its own.
+    let committed =
+        shell.ok("pinnace commit -m first -a me -c 'CMD [\"cat\", \"/root/mine\"]' one mine:1").await;
+    assert!(committed.starts_with("sha256:"), "{committed}");
+    assert_eq!(shell.ok("pinnace run --rm mine:1").await, "mine\n");
+    shell.fails("pinnace run --rm mine:1 cat /volume/from-image", 1).await;
+    shell.fails("pinnace run --rm mine:1 ls /etc/hostname.d", 1).await;
+    assert!(shell.ok("pinnace history mine:1").await.contains("first"));
     // What was written stays over stop and start, and is lost with the container.
     shell.ok("pinnace stop -t 0 one two && pinnace start one").await;
     assert_eq!(shell.ok("pinnace exec one cat /root/mine").await, "mine\n");

@@ -217,9 +217,12 @@ async fn a_daemon_killed_and_started_again_finds_its_scopes() {
         let _ = start.await;
         host.serve();
         let status = host.cri.status(&main).await.unwrap();
-        let active = show(&scope(&main), "ActiveState") == "active";
-        let running = status.state() == ContainerState::ContainerRunning;
-        assert_eq!(active, running, "round {round}: {status:?}");
+        // systemd hears of the end of a killed process in its own time.
+        if status.state() == ContainerState::ContainerRunning {
+            assert_eq!(show(&scope(&main), "ActiveState"), "active", "round {round}: {status:?}");
+        } else {
+            gone(&scope(&main));
+        }
         host.cri.remove_pod(&id).await.unwrap();
         gone(&scope(&main));
         sh(&format!("systemctl stop {} 2>/dev/null; true", slice(&format!("cut-{round}"))));
@@ -240,8 +243,8 @@ async fn a_pod_without_parent_has_a_slice_that_goes_with_it() {
     assert_eq!(show(&slice, "ActiveState"), "active");
     let directory = cgroup(&slice);
     assert_eq!(directory, Path::new("/sys/fs/cgroup/pinnace.slice").join(&slice));
-    // No limit of its own: systemd's default for tasks is not ours.
-    assert_eq!(file(&cgroup(&scope(&main)), "pids.max"), "max");
+    // Ours (`container.pids_limit`), not systemd's default, which is a part of what the machine can do.
+    assert_eq!(file(&cgroup(&scope(&main)), "pids.max"), "32768");
     let stats = PodSandboxStatsRequest { pod_sandbox_id: id.clone() };
     let stats = host.cri.runtime().pod_sandbox_stats(stats).await.unwrap().into_inner().stats.unwrap();
     assert!(stats.linux.unwrap().memory.unwrap().working_set_bytes.unwrap().value > 0);

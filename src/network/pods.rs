@@ -17,8 +17,9 @@ use crate::rules::Rules;
 use crate::teardown::Queue;
 use crate::{Attachment, InterfaceAddress, NetworkError, NotReady, Options, PortMapping, Warning};
 
-/// How much longer than the linger a device on its way out may take, as far as a pod waits for its address.
-const DEPARTURE_PATIENCE: Duration = Duration::from_secs(1);
+/// How much longer than the linger a device on its way out may take, as far as a pod waits for its address, or for the
+/// pod's own device of before.
+const DEPARTURE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything that a network knows, shared with its background thread.
 #[derive(Debug)]
@@ -29,7 +30,7 @@ pub struct Pods {
     linger: Duration,
     ranges: Mutex<Ranges>,
     ipam: Mutex<Ipam>,
-    /// Told whenever addresses were released.
+    /// Told whenever a sandbox has departed.
     freed: Condvar,
     rules: Mutex<Rules>,
     not_ready: Mutex<Option<NotReady>>,
@@ -130,9 +131,7 @@ impl Pods {
             Some(up) => up,
             None => self.bring_up()?,
         };
-        if self.queue.has(sandbox) {
-            return Err(NetworkError::Detaching { sandbox: sandbox.to_owned() });
-        }
+        self.await_departure(sandbox)?;
         let ranges = lock(&self.ranges).current().to_vec();
         netns.speak(self.ipv6())?;
         let given = self.allocate(sandbox, &ranges)?;
@@ -146,6 +145,25 @@ impl Pods {
             self.undo_attach(sandbox, error);
         }
         attached
+    }
+
+    /// A sandbox that comes back at once, as a container that is restarted, waits for its old device to be gone.
+    fn await_departure(&self, sandbox: &str) -> Result<(), NetworkError> {
+        if !self.queue.has(sandbox) {
+            return Ok(());
+        }
+        // It need not go by itself any more.
+        self.queue.push(sandbox, Instant::now());
+        let deadline = Instant::now() + DEPARTURE_PATIENCE;
+        let mut ipam = lock(&self.ipam);
+        while self.queue.has(sandbox) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(NetworkError::Detaching { sandbox: sandbox.to_owned() });
+            }
+            ipam = self.freed.wait_timeout(ipam, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
     }
 
     /// Addresses for a sandbox. When all are taken but some are about to be free, it waits for those: a pod that was
@@ -288,11 +306,14 @@ impl Pods {
         self.bring_up().map(|_| ())
     }
 
-    /// The device of a sandbox is gone: its addresses may be given again.
+    /// The device of a sandbox is gone: its addresses may be given again, and the sandbox may come back.
     pub(crate) fn departed(&self, sandbox: &str) -> Result<(), NetworkError> {
-        let released = lock(&self.ipam).release(sandbox).map_err(|source| self.addresses_failed(source));
+        // Held to the end: who waits looks at both, addresses and queue.
+        let mut ipam = lock(&self.ipam);
+        ipam.release(sandbox).map_err(|source| self.addresses_failed(source))?;
+        self.queue.forget(sandbox);
         self.freed.notify_all();
-        released
+        Ok(())
     }
 
     /// Forgets ranges whose last address was released.

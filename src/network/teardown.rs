@@ -77,6 +77,11 @@ impl Queue {
         self.wake();
     }
 
+    /// Takes a sandbox out that has departed.
+    pub(crate) fn forget(&self, sandbox: &str) {
+        lock(&self.departures).remove(sandbox);
+    }
+
     pub(crate) fn has(&self, sandbox: &str) -> bool {
         lock(&self.departures).contains_key(sandbox)
     }
@@ -297,15 +302,10 @@ impl Watch {
     fn release_the_gone(&mut self) {
         let gone = self.pods.queue.select(|departure| departure.seen == Seen::Gone);
         for (sandbox, _) in &gone {
-            match self.pods.departed(sandbox) {
-                Ok(()) => {
-                    lock(&self.pods.queue.departures).remove(sandbox);
-                }
-                Err(error) => {
-                    let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, sandbox_id = sandbox, "addresses not released");
-                    self.pods.queue.update(sandbox, |departure| departure.deadline = Instant::now() + RETRY);
-                }
+            if let Err(error) = self.pods.departed(sandbox) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, sandbox_id = sandbox, "addresses not released");
+                self.pods.queue.update(sandbox, |departure| departure.deadline = Instant::now() + RETRY);
             }
         }
         if !gone.is_empty()

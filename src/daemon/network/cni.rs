@@ -12,6 +12,7 @@
 //! The ledger on disk says what is owed, so that nothing depends on this memory; the memory says for whom nothing is to be
 //! paid yet, and who is paying already.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use pinnace_cni::{
     Chain, ChainError, Interface, Invocation, IpConfig, Ledger, LedgerError, Loaded, NetworkList, NotReady,
     Owed, Plugins,
 };
+use pinnace_network::NetworkError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::{Notify, Semaphore};
@@ -95,6 +97,7 @@ pub struct Cni {
     /// What the plugins said last of why ADD would not work.
     unable: Mutex<Option<String>>,
     turns: Mutex<HashMap<String, Turn>>,
+    turn_ended: Notify,
     /// For DELs in the background: each holds a thread until its device is gone.
     places: Semaphore,
     more_owed: Notify,
@@ -120,6 +123,7 @@ impl Cni {
             configured: AtomicBool::new(false),
             unable: Mutex::default(),
             turns: Mutex::default(),
+            turn_ended: Notify::new(),
             places: Semaphore::new(PAID_AT_ONCE),
             more_owed: Notify::new(),
         };
@@ -254,7 +258,7 @@ impl Cni {
     ) -> Result<Owed, Error> {
         let (id, ifname) = (invocation.container_id.clone(), invocation.ifname.clone());
         let network = list.name.clone();
-        lock(&self.turns).insert(id.clone(), Turn::Attached);
+        self.begin(&id).await?;
         let owed = match self.chain.add(list, invocation).await {
             Ok(owed) => owed,
             Err(error) => {
@@ -272,6 +276,27 @@ impl Cni {
             self.detach(&id).await;
             Err(Error::NoAddress { network })
         }
+    }
+
+    /// A sandbox that comes back at once, as a container that is restarted, waits until its DEL of before is paid.
+    async fn begin(&self, id: &str) -> Result<(), Error> {
+        let paid = async {
+            loop {
+                let ended = self.turn_ended.notified();
+                tokio::pin!(ended);
+                ended.as_mut().enable();
+                match lock(&self.turns).entry(id.to_owned()) {
+                    Entry::Occupied(turn) if *turn.get() != Turn::Attached => {}
+                    turn => {
+                        turn.insert_entry(Turn::Attached);
+                        return;
+                    }
+                }
+                ended.await;
+            }
+        };
+        let detaching = |_| NetworkError::Detaching { sandbox: id.to_owned() };
+        Ok(tokio::time::timeout(self.timeout, paid).await.map_err(detaching)?)
     }
 
     /// The same for a list that [`Cni::is_native`], once the namespace has a process; `path` leads to it from now on.
@@ -385,6 +410,7 @@ impl Cni {
             }
         }
         lock(&self.turns).remove(id);
+        self.turn_ended.notify_waiters();
         paid
     }
 

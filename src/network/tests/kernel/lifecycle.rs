@@ -107,6 +107,25 @@ fn an_address_is_not_given_again_before_its_device_is_gone() {
     });
 }
 
+#[test]
+fn a_sandbox_that_comes_back_waits_for_its_device_of_before() {
+    machine(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let network = open(dir.path());
+        let first = Pod::start(&network, "pod", &[]);
+        // Its device does not go by itself.
+        let _held = first.netns.try_clone().unwrap();
+        first.stop(&network);
+        assert_eq!(network.pending(), 1);
+        let second = Pod::start(&network, "pod", &[]);
+        assert_eq!(network.pending(), 0);
+        let server = second.serve(0);
+        ask(second.v4(), server.port()).unwrap();
+        second.stop(&network);
+        eventually("nothing is pending", || network.pending() == 0);
+    });
+}
+
 fn v4(last: u8) -> std::net::IpAddr {
     [10, 88, 0, last].into()
 }

@@ -209,6 +209,14 @@ impl Monitor {
         true
     }
 
+    /// A child that nobody knows has ended. It may be what a command leaves behind: a short program is over before its
+    /// command is, and is ours, and seen, a moment earlier.
+    pub(super) fn keep_orphan(&mut self, end: Ended) {
+        if self.tasks.values().any(|task| task.adopts()) {
+            self.orphans.push(end);
+        }
+    }
+
     fn on_command_end(&mut self, id: u32, end: &Ended) {
         self.on_control(id);
         match self.go_on(id, end) {
@@ -227,6 +235,9 @@ impl Monitor {
                 self.fail_birth(id, end);
             }
         }
+        if !self.tasks.values().any(|task| task.adopts()) {
+            self.orphans.clear();
+        }
     }
 
     /// The next command, or the end of the birth: `true`.
@@ -243,8 +254,16 @@ impl Monitor {
             return Err(Failure::refused(STAGE, path, how));
         }
         if !foreign.adopted {
-            let (pid, pidfd) = adopted(foreign)?;
-            (task.pid, task.pidfd) = (pid, pidfd);
+            let pid;
+            (pid, foreign.end) = match adopted(foreign, &mut self.orphans)? {
+                Left::Living(pid, pidfd) => {
+                    task.pidfd = pidfd;
+                    (pid, None)
+                }
+                // The descriptor stays the command's, which has ended too.
+                Left::Over(end) => (end.pid, Some(end)),
+            };
+            task.pid = pid;
             foreign.adopted = true;
             let master = foreign.console.take().map(|listener| master(&listener)).transpose()?;
             remove(&foreign.directory, &foreign.plan.console)?;
@@ -281,6 +300,11 @@ impl Monitor {
 }
 
 impl Task {
+    /// Whether a command's process is still to be adopted.
+    fn adopts(&self) -> bool {
+        self.foreign.as_ref().is_some_and(|foreign| !foreign.adopted)
+    }
+
     /// Ends a command that takes too long.
     pub(super) fn kill_command(&self) {
         if let Some(foreign) = &self.foreign {
@@ -290,8 +314,15 @@ impl Task {
     }
 }
 
+/// What a command has left behind.
+enum Left {
+    Living(Pid, OwnedFd),
+    /// It had ended before its command did, and has been reaped.
+    Over(Ended),
+}
+
 /// The process that a command has left behind: a child of ours, as nobody else is its parent any more.
-fn adopted(foreign: &Foreign) -> Result<(Pid, OwnedFd), Failure> {
+fn adopted(foreign: &Foreign, orphans: &mut Vec<Ended>) -> Result<Left, Failure> {
     let name = &foreign.plan.pid_file;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = openat(&foreign.directory, name, flags, Mode::empty()).at(STAGE, "openat", name)?;
@@ -301,6 +332,9 @@ fn adopted(foreign: &Foreign) -> Result<(Pid, OwnedFd), Failure> {
     let number = text.trim().parse().ok().filter(|number| *number > 1).and_then(Pid::from_raw);
     let number = number.ok_or_else(|| Failure::refused(STAGE, name, "has no process number"))?;
     remove(&foreign.directory, name)?;
+    if let Some(place) = orphans.iter().position(|end| end.pid == number) {
+        return Ok(Left::Over(orphans.swap_remove(place)));
+    }
     let pidfd = pidfd_open(number, PidfdFlags::empty()).at(STAGE, "pidfd_open", name)?;
     for file in &foreign.cgroup {
         // A process that has ended needs no group.
@@ -309,7 +343,7 @@ fn adopted(foreign: &Foreign) -> Result<(Pid, OwnedFd), Failure> {
             Err(errno) => return Err(Failure::syscall(STAGE, "write", errno, "cgroup of the session")),
         }
     }
-    Ok((number, pidfd))
+    Ok(Left::Living(number, pidfd))
 }
 
 fn cgroup_files(cgroup: Option<&CgroupJoin>, slots: &Slots) -> Result<Vec<OwnedFd>, Failure> {

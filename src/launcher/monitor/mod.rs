@@ -66,6 +66,8 @@ struct Monitor {
     feeds: BTreeMap<u32, Feed>,
     copies: BTreeMap<u32, Copy>,
     attachments: BTreeMap<u32, Attachment>,
+    /// Ends of children that nobody knew, while a command of another runtime may have left them behind.
+    orphans: Vec<Ended>,
     pod: Option<Pod>,
     /// A setup that failed half-way cannot be repeated.
     spoilt: bool,
@@ -95,6 +97,7 @@ pub fn run() -> Result<(), Failure> {
         feeds: BTreeMap::new(),
         copies: BTreeMap::new(),
         attachments: BTreeMap::new(),
+        orphans: Vec::new(),
         pod: None,
         spoilt: false,
         ending: false,
@@ -273,7 +276,9 @@ impl Monitor {
                 Some(id) => self.reap_task(id),
                 None => {
                     // Not waited for by anybody else, so the number is still that child's.
-                    let _ = ended(Child::Unreaped(seen.pid));
+                    if let Ok(Some(end)) = ended(Child::Unreaped(seen.pid)) {
+                        self.keep_orphan(end);
+                    }
                     self.forget_init(&seen);
                 }
             }

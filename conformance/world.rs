@@ -122,8 +122,10 @@ impl World {
 
     /// A command that will run inside, with the environment of a fresh service.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new(self.dir().join("enter"));
-        command.arg(program).env_clear();
+        // Read by a shell, not executed: a child that another test forks at this moment may still hold the script open for
+        // writing, and execve would be refused (ETXTBSY).
+        let mut command = Command::new("/bin/sh");
+        command.arg(self.dir().join("enter")).arg(program).env_clear();
         command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command
     }
